@@ -1,0 +1,1 @@
+//! Generated server bindings of containerd's Snapshots service.

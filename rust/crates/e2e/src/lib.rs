@@ -1,0 +1,1 @@
+//! Tests against real containerd, runc and Nix; run by `make test` inside the sandbox.

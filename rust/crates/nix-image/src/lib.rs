@@ -1,0 +1,1 @@
+//! The image format that the daemon and the CLI share: annotations, references, layers, OCI archives.

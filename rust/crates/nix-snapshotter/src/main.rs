@@ -1,0 +1,3 @@
+//! The daemon: a containerd snapshotter that mounts Nix store paths.
+
+fn main() {}
