@@ -1,0 +1,124 @@
+use std::{fmt::Write as _, io, path::PathBuf, process::ExitStatus, time::Duration};
+
+use crate::{MAX_CLOSURE_PATHS, StorePath};
+
+/// What can go wrong between a label and a realised, rooted closure.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configured store directory cannot be one.
+    #[error("{dir} is not a store directory: {reason}; name an absolute path such as /nix/store")]
+    InvalidStoreDir {
+        /// The text, shortened for display.
+        dir: String,
+        /// The rule that it breaks.
+        reason: &'static str,
+    },
+    /// A text that should name a store object does not.
+    #[error("{path} is not a store path: {reason}")]
+    InvalidStorePath {
+        /// The text, shortened for display.
+        path: String,
+        /// The rule that it breaks.
+        reason: String,
+    },
+    /// A layer names more than [`MAX_CLOSURE_PATHS`] paths.
+    #[error(
+        "a layer may name at most {MAX_CLOSURE_PATHS} store paths: split the image into several layers"
+    )]
+    ClosureTooLarge,
+    /// A closure-info object without the list that makes it one.
+    #[error(
+        "{closure_info} is not a closure-info: it has no regular file `store-paths`; \
+         build one with nixpkgs' `closureInfo`"
+    )]
+    NoStorePaths {
+        /// The store object.
+        closure_info: StorePath,
+    },
+    /// The list of a closure-info object cannot be read.
+    #[error("cannot read {closure_info}/store-paths")]
+    ReadClosureInfo {
+        /// The store object.
+        closure_info: StorePath,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Nix or the external builder cannot be started at all.
+    #[error("cannot run {program}: {}", start_hint(.source))]
+    Start {
+        /// The program as it was called.
+        program: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Nix or the external builder says that it failed.
+    #[error("{program} failed for {subject} ({status}){}", quote(.stderr))]
+    Failed {
+        /// The program as it was called.
+        program: String,
+        /// The store paths that it was called for, shortened.
+        subject: String,
+        /// Exit code or signal.
+        status: ExitStatus,
+        /// The end of what it wrote to standard error.
+        stderr: String,
+    },
+    /// Nix or the external builder did not end in time and was killed.
+    #[error(
+        "{program} for {subject} did not end within {} s and was killed; \
+         raise `realise_timeout` if the store paths need longer{}", .after.as_secs(), quote(.stderr)
+    )]
+    TimedOut {
+        /// The program as it was called.
+        program: String,
+        /// The store paths that it was called for, shortened.
+        subject: String,
+        /// The configured time.
+        after: Duration,
+        /// The end of what it wrote to standard error.
+        stderr: String,
+    },
+    /// The program reported success, and yet the store path is not there.
+    #[error("{program} reported success, but {path} does not exist")]
+    NotRealised {
+        /// The program as it was called.
+        program: String,
+        /// The store path.
+        path: StorePath,
+    },
+    /// The directory of GC roots cannot be made, written or read.
+    #[error("cannot {operation} GC roots at {}", .path.display())]
+    GcRoots {
+        /// What was tried.
+        operation: &'static str,
+        /// The directory or link.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+fn start_hint(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            "there is no such program; install Nix, or put the directory that holds it on the PATH \
+             of nix-snapshotter"
+                .to_owned()
+        }
+        _ => source.to_string(),
+    }
+}
+
+/// A program's own words, indented below the message.
+fn quote(stderr: &str) -> String {
+    let mut quoted = String::new();
+    for line in stderr.lines().filter(|line| !line.trim().is_empty()) {
+        // Writing to a String cannot fail.
+        let _ = write!(quoted, "\n  {line}");
+    }
+    if quoted.is_empty() {
+        quoted
+    } else {
+        format!(":{quoted}")
+    }
+}

@@ -1,0 +1,242 @@
+//! Running Nix, or a builder in its place, so that it can hang, flood or be abandoned.
+
+use std::{
+    io,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::Command,
+    time,
+};
+
+/// How much of standard error is kept: its end, where the reason stands.
+const STDERR_TAIL: usize = 4 * 1024;
+
+/// Most that a query may answer.
+const MAX_STDOUT: usize = 64 * 1024 * 1024;
+
+/// How long the output of a program that has ended is waited for, in case that it
+/// left a child behind which holds the pipe open.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// What a program said before it ended.
+pub(crate) struct Output {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+/// Why there is no [`Output`].
+pub(crate) enum Stopped {
+    /// The program could not be started, or not be waited for.
+    Io(io::Error),
+    /// It took longer than allowed; what it had written to standard error by then.
+    TimedOut(String),
+}
+
+/// Runs a command to its end, without standard input.
+///
+/// The command leads a process group of its own. When the time is over, or when
+/// the future is dropped because whoever asked has gone away, the whole group is
+/// killed: Nix's build hooks and an external builder's children with it.
+pub(crate) async fn run(
+    command: &mut Command,
+    timeout: Option<Duration>,
+) -> Result<Output, Stopped> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(Stopped::Io)?;
+    let group = Group::of(child.id());
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+
+    let waiting = async {
+        let status = {
+            let reading = async {
+                tokio::join!(
+                    keep(out, &mut stdout, Keep::Start(MAX_STDOUT)),
+                    keep(err, &mut stderr, Keep::End(STDERR_TAIL)),
+                );
+            };
+            tokio::pin!(reading);
+            tokio::select! {
+                status = child.wait() => {
+                    // Dropped in time or not, what was read so far is kept.
+                    let _ = time::timeout(DRAIN, reading).await;
+                    status
+                }
+                () = &mut reading => child.wait().await,
+            }
+        };
+        status.map_err(Stopped::Io)
+    };
+    let ended = match timeout {
+        Some(limit) => time::timeout(limit, waiting).await.ok(),
+        None => Some(waiting.await),
+    };
+    let text = String::from_utf8_lossy(&stderr).into_owned();
+    match ended {
+        None => {
+            drop(group);
+            Err(Stopped::TimedOut(text))
+        }
+        Some(status) => {
+            group.disarm();
+            Ok(Output {
+                status: status?,
+                stdout,
+                stderr: text,
+            })
+        }
+    }
+}
+
+/// Which part of a stream is worth its memory.
+#[derive(Clone, Copy)]
+enum Keep {
+    Start(usize),
+    End(usize),
+}
+
+/// Reads a pipe until its end, or until it breaks, which says as much.
+async fn keep(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, which: Keep) {
+    let Some(mut pipe) = pipe else { return };
+    let mut buffer = vec![0; 8 * 1024];
+    while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+        match which {
+            Keep::Start(most) => {
+                let room = most.saturating_sub(kept.len());
+                kept.extend_from_slice(&buffer[..read.min(room)]);
+            }
+            Keep::End(most) => {
+                kept.extend_from_slice(&buffer[..read]);
+                kept.drain(..kept.len().saturating_sub(most));
+            }
+        }
+    }
+}
+
+/// Kills a process group when dropped, unless its leader has been waited for:
+/// from then on the number may belong to somebody else.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(leader: Option<u32>) -> Self {
+        let leader = leader.and_then(|pid| i32::try_from(pid).ok());
+        Self(leader.and_then(Pid::from_raw))
+    }
+
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // It fails only where the group has ended by itself.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    /// Whether a process that the script wrote the id of is running.
+    fn alive(pid_file: &std::path::Path) -> bool {
+        let pid = std::fs::read_to_string(pid_file).unwrap();
+        // A zombie is dead: it has no command line any more.
+        std::fs::read(format!("/proc/{}/cmdline", pid.trim())).is_ok_and(|line| !line.is_empty())
+    }
+
+    #[tokio::test]
+    async fn output_and_status_come_back() {
+        let Ok(output) = run(&mut sh("echo out; echo err >&2; exit 3"), None).await else {
+            panic!("not run");
+        };
+        assert_eq!(output.status.code(), Some(3));
+        assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], "err\n"));
+    }
+
+    #[tokio::test]
+    async fn only_the_end_of_a_flood_is_kept() {
+        let flood =
+            "i=0; while [ $i -lt 3000 ]; do echo line $i >&2; i=$((i+1)); done; echo reason >&2";
+        let Ok(output) = run(&mut sh(flood), None).await else {
+            panic!("not run");
+        };
+        assert_eq!(output.stderr.len(), STDERR_TAIL);
+        assert!(output.stderr.ends_with("reason\n"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!(
+            "echo waiting >&2; sleep 1000 & echo $! > {}; wait",
+            pid.display()
+        );
+        let stopped = run(&mut sh(&script), Some(Duration::from_millis(500))).await;
+        let Err(Stopped::TimedOut(stderr)) = stopped else {
+            panic!("it ended");
+        };
+        assert_eq!(stderr, "waiting\n");
+        time::sleep(Duration::from_millis(200)).await;
+        assert!(!alive(&pid));
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_program_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
+        let mut command = sh(&script);
+        let running = run(&mut command, None);
+        assert!(
+            time::timeout(Duration::from_millis(500), running)
+                .await
+                .is_err()
+        );
+        time::sleep(Duration::from_millis(200)).await;
+        assert!(!alive(&pid));
+    }
+
+    #[tokio::test]
+    async fn a_child_left_behind_does_not_hold_the_caller() {
+        let start = Instant::now();
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 20 & echo $! > {}; echo done >&2", pid.display());
+        let Ok(output) = run(&mut sh(&script), None).await else {
+            panic!("not run");
+        };
+        assert_eq!(output.stderr, "done\n");
+        assert!(start.elapsed() < Duration::from_secs(10));
+        let pid = std::fs::read_to_string(&pid)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
+}
