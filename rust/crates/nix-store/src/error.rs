@@ -44,12 +44,12 @@ pub enum Error {
         source: io::Error,
     },
     /// Nix or the external builder cannot be started at all.
-    #[error("cannot run {program}: {}", start_hint(.source))]
+    #[error("cannot run {program}: {}", start_hint(.reason))]
     Start {
         /// The program as it was called.
         program: String,
-        /// The reason.
-        source: io::Error,
+        /// The reason, which the message tells.
+        reason: io::Error,
     },
     /// Nix or the external builder says that it failed.
     #[error("{program} failed for {subject} ({status}){}", quote(.stderr))]
@@ -98,14 +98,14 @@ pub enum Error {
     },
 }
 
-fn start_hint(source: &io::Error) -> String {
-    match source.kind() {
+fn start_hint(reason: &io::Error) -> String {
+    match reason.kind() {
         io::ErrorKind::NotFound => {
             "there is no such program; install Nix, or put the directory that holds it on the PATH \
              of nix-snapshotter"
                 .to_owned()
         }
-        _ => source.to_string(),
+        _ => reason.to_string(),
     }
 }
 

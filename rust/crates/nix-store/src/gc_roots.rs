@@ -41,7 +41,7 @@ impl GcRoots {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)
-            .map_err(|source| self.error("create", self.dir.clone(), source))
+            .map_err(|source| error("create", &self.dir, source))
     }
 
     /// Where the root of a closure-info object goes.
@@ -70,12 +70,12 @@ impl GcRoots {
     pub fn read(&self) -> Result<Option<Closure>, Error> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.error("list", self.dir.clone(), error)),
+            Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(error("list", &self.dir, source)),
         };
         let mut paths = Vec::new();
         for entry in entries {
-            let entry = entry.map_err(|source| self.error("list", self.dir.clone(), source))?;
+            let entry = entry.map_err(|source| error("list", &self.dir, source))?;
             let target = self.target(&entry.path())?;
             if entry.file_name() == CLOSURE_INFO {
                 paths.extend(Closure::read_closure_info(&self.store_dir, &target)?);
@@ -87,7 +87,7 @@ impl GcRoots {
     }
 
     fn target(&self, link: &Path) -> Result<StorePath, Error> {
-        let fail = |source| self.error("read", link.to_owned(), source);
+        let fail = |source| error("read", link, source);
         let target = fs::read_link(link).map_err(fail)?;
         let target = target
             .to_str()
@@ -96,16 +96,12 @@ impl GcRoots {
             .parse(target)
             .map_err(|error| fail(io::Error::other(error)))
     }
+}
 
-    #[expect(
-        clippy::unused_self,
-        reason = "reads as what it is: an error of these roots"
-    )]
-    fn error(&self, operation: &'static str, path: PathBuf, source: io::Error) -> Error {
-        Error::GcRoots {
-            operation,
-            path,
-            source,
-        }
+fn error(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::GcRoots {
+        operation,
+        path: path.to_owned(),
+        source,
     }
 }

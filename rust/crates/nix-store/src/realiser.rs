@@ -173,7 +173,7 @@ impl Realiser {
                 after: self.0.timeout.unwrap_or_default(),
                 stderr,
             }),
-            Err(Stopped::Io(source)) => Err(Error::Start { program, source }),
+            Err(Stopped::Io(reason)) => Err(Error::Start { program, reason }),
         }
     }
 
