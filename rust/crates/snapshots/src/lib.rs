@@ -1,1 +1,67 @@
-//! containerd's snapshot model on a transactional metadata store and overlayfs directories; it knows no Nix.
+//! containerd's snapshot model: which snapshots there are, where their layers lie, and how they are mounted.
+//!
+//! The crate depends on redb for the metadata, on rustix for system calls and on nothing else of this workspace. It
+//! never learns what a store path is, never speaks gRPC, never mounts anything and never runs a program. All calls
+//! block; a [`Snapshotter`] is shared behind an `Arc`.
+//!
+//! # On the disk
+//!
+//! ```text
+//! <root>/                        0700   one process at a time
+//!   lock                         0600   flock, with the pid of the holder
+//!   metadata.db                  0600   redb: one row a snapshot, links to children, the highest id
+//!   probe/                              only while the root is opened
+//!   snapshots/                   0700
+//!     <id>/                      0700
+//!       fs/                      0755   the layer; owned as the parent's layer is
+//!       work/                    0711   what overlayfs needs beside a writable layer; active snapshots only
+//!   <attachments>/               0700   the caller's, one directory a snapshot, see Options::attachments
+//!     <id>/
+//! ```
+//!
+//! A commit changes one row and nothing else on the disk: the id, and with it the directories, stay.
+//!
+//! # What is made when
+//!
+//! [`Snapshotter::reserve`] gives an id. The caller fills the attachment directory of this id, which may take as long
+//! as it takes. [`Snapshotter::create`] then makes the directories, has them on the disk (`fsync` of each and of those
+//! that name them), and adds the row in one short transaction. [`Snapshotter::remove`] goes the other way: it deletes
+//! the row in one short transaction and the directories afterwards. So a crash or a power cut can leave directories
+//! without a row, never a row without its directories, and [`Snapshotter::open`] deletes what has no row. A name made
+//! up for the time being, and a rename at the end, would add nothing: an id is not given twice by one process, and
+//! when a process starts there is nothing left under the ids that were reserved but never published.
+//!
+//! What containerd writes into a layer is not synced here. It has its own switch for that (`image_pull_with_sync_fs`).
+//!
+//! # What is deleted when
+//!
+//! containerd removes every snapshot that it does not know and calls [`Snapshotter::cleanup`] afterwards, which
+//! deletes the directories whose id is neither in the store nor reserved. Nothing that is mounted inside a directory
+//! is ever entered: a directory with a mount in it stays, with a warning, until a later clean-up finds it unmounted.
+//!
+//! # Who waits for whom
+//!
+//! Reads see the store as it was when they began and wait for nobody. Write transactions wait for one another; each is
+//! a handful of look-ups and one commit, and none spans a directory walk, a deletion or a call of the caller's. Every
+//! one is on the disk when it returns. The set of reserved ids has a mutex of its own, held for one insertion, one
+//! removal or one copy.
+//!
+//! Linux 5.6 or newer is needed, for `openat2`.
+
+mod error;
+mod filter;
+mod host;
+mod layout;
+mod lock;
+mod model;
+mod mounts;
+mod row;
+mod snapshotter;
+mod store;
+mod tree;
+
+pub use error::{Code, Error, Result};
+pub use layout::Reservation;
+pub use model::{Id, Info, Kind, Labels, Snapshot, Usage};
+pub use mounts::Mount;
+pub use snapshotter::{Options, Snapshotter, UPPERDIR_LABEL};

@@ -1,0 +1,232 @@
+//! The directories under the root, and the ids that are being made.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::model::{Id, Kind};
+use crate::mounts::{layer_dir, work_dir};
+use crate::tree;
+
+pub(crate) struct Layout {
+    snapshots: PathBuf,
+    attachments: PathBuf,
+    /// The id that is given next.
+    next: AtomicU64,
+    /// Ids with a living [`Reservation`].
+    reserved: Mutex<BTreeSet<Id>>,
+}
+
+impl Layout {
+    /// Makes the directories of `root` that are missing.
+    pub(crate) fn open(root: &Path, attachments: &str) -> Result<Self> {
+        let layout = Self {
+            snapshots: root.join("snapshots"),
+            attachments: root.join(attachments),
+            next: AtomicU64::new(1),
+            reserved: Mutex::default(),
+        };
+        make_private_dir(&layout.snapshots)?;
+        make_private_dir(&layout.attachments)?;
+        Ok(layout)
+    }
+
+    /// Deletes what no snapshot owns, and begins to count above `sequence` and whatever could not be deleted.
+    pub(crate) fn repair(&self, stored: &BTreeSet<Id>, sequence: Id) -> Result<()> {
+        let found = self.ids()?;
+        let orphans: Vec<Id> = found.difference(stored).copied().collect();
+        if !orphans.is_empty() {
+            tracing::info!(
+                count = orphans.len(),
+                "deleting directories that belong to no snapshot"
+            );
+        }
+        orphans.into_iter().for_each(|id| self.delete(id));
+        let highest = found.last().copied().unwrap_or(sequence).max(sequence);
+        self.next.store(highest.0 + 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn snapshots(&self) -> &Path {
+        &self.snapshots
+    }
+
+    pub(crate) fn snapshot_dir(&self, id: Id) -> PathBuf {
+        self.snapshots.join(id.to_string())
+    }
+
+    pub(crate) fn attachment_dir(&self, id: Id) -> PathBuf {
+        self.attachments.join(id.to_string())
+    }
+
+    /// The ids that have a directory of either sort.
+    pub(crate) fn ids(&self) -> Result<BTreeSet<Id>> {
+        let mut ids = BTreeSet::new();
+        for dir in [&self.snapshots, &self.attachments] {
+            for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+                let name = entry.map_err(Error::io("list", dir))?.file_name();
+                ids.extend(name.to_str().and_then(Id::from_dir_name));
+            }
+        }
+        Ok(ids)
+    }
+
+    pub(crate) fn reserved(&self) -> MutexGuard<'_, BTreeSet<Id>> {
+        // A panic cannot leave the set half changed.
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn reserve(self: &Arc<Self>) -> Reservation {
+        let id = Id(self.next.fetch_add(1, Ordering::Relaxed));
+        self.reserved().insert(id);
+        Reservation {
+            layout: Arc::clone(self),
+            id,
+            outcome: Outcome::Abandoned,
+        }
+    }
+
+    /// Makes the directories of a snapshot, owned as its parent's layer is, and has them on the disk when it returns.
+    pub(crate) fn make(&self, id: Id, kind: Kind, parent: Option<Id>) -> Result<()> {
+        let dir = self.snapshot_dir(id);
+        make_private_dir(&dir)?;
+        let layer = layer_dir(&self.snapshots, id);
+        make_dir(&layer, 0o755)?;
+        if kind == Kind::Active {
+            make_dir(&work_dir(&self.snapshots, id), 0o711)?;
+        }
+        if let Some(parent) = parent {
+            let parent = layer_dir(&self.snapshots, parent);
+            let wanted =
+                fs::symlink_metadata(&parent).map_err(Error::io("read the owner of", parent))?;
+            let is =
+                fs::symlink_metadata(&layer).map_err(Error::io("read the owner of", &layer))?;
+            if (is.uid(), is.gid()) != (wanted.uid(), wanted.gid()) {
+                let owner = lchown(&layer, Some(wanted.uid()), Some(wanted.gid()));
+                owner.map_err(Error::io("set the owner of", &layer))?;
+            }
+        }
+        for dir in [&layer, &dir, &self.snapshots] {
+            sync(dir)?;
+        }
+        let attachment = self.attachment_dir(id);
+        if attachment
+            .try_exists()
+            .map_err(Error::io("look for", &attachment))?
+        {
+            sync(&attachment)?;
+            sync(&self.attachments)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes both directories of an id.
+    pub(crate) fn delete(&self, id: Id) {
+        self.delete_attachment(id);
+        self.delete_snapshot(id);
+    }
+
+    pub(crate) fn delete_snapshot(&self, id: Id) {
+        delete_or_warn(&self.snapshot_dir(id));
+    }
+
+    pub(crate) fn delete_attachment(&self, id: Id) {
+        delete_or_warn(&self.attachment_dir(id));
+    }
+}
+
+/// The snapshot is gone, so that a directory which cannot be deleted is no failure of the call; the next
+/// clean-up tries again.
+fn delete_or_warn(path: &Path) {
+    if let Err(error) = tree::remove(path) {
+        tracing::warn!(path = %path.display(), %error, "a directory that belongs to no snapshot stays behind");
+    }
+}
+
+/// Makes a directory that only its owner can enter, unless it is there.
+pub(crate) fn make_private_dir(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.map_err(Error::io("make the directory", path))
+}
+
+/// Makes a directory with this very mode, whatever the umask is.
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    fs::create_dir(path).map_err(Error::io("make the directory", path))?;
+    let permissions = fs::Permissions::from_mode(mode);
+    fs::set_permissions(path, permissions).map_err(Error::io("set the mode of", path))
+}
+
+fn sync(dir: &Path) -> Result<()> {
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    // Some file systems have nothing to sync in a directory, and say so.
+    match synced {
+        Err(error) if error.kind() != io::ErrorKind::InvalidInput => {
+            Err(Error::io("sync", dir)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An id for a snapshot that is being made.
+///
+/// Clean-up leaves the directories of this id alone as long as the reservation lives. When it is dropped without
+/// having been given to [`Snapshotter::create`](crate::Snapshotter::create), or when that fails, everything that was
+/// made under the id is deleted; the drop then blocks on the file system.
+#[must_use = "dropping a reservation deletes what was made under its id"]
+pub struct Reservation {
+    layout: Arc<Layout>,
+    id: Id,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// No snapshot came of it.
+    Abandoned,
+    /// The snapshot is in the store.
+    Published,
+    /// The store does not know whether the snapshot is on the disk; the next start will.
+    Unknown,
+}
+
+impl Reservation {
+    /// The id that the snapshot will have.
+    #[must_use]
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// Where to put what belongs to the snapshot besides its layer; made by the caller, deleted with the snapshot.
+    #[must_use]
+    pub fn attachment_dir(&self) -> PathBuf {
+        self.layout.attachment_dir(self.id)
+    }
+
+    pub(crate) fn settle<T>(mut self, result: Result<T>) -> Result<T> {
+        self.outcome = match &result {
+            Ok(_) => Outcome::Published,
+            Err(Error::Unconfirmed { .. }) => Outcome::Unknown,
+            Err(_) => Outcome::Abandoned,
+        };
+        result
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        match self.outcome {
+            Outcome::Abandoned => self.layout.delete(self.id),
+            Outcome::Published => {}
+            Outcome::Unknown => return,
+        }
+        self.layout.reserved().remove(&self.id);
+    }
+}

@@ -1,0 +1,360 @@
+//! The snapshotter: the store and the directories together.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::filter::Filter;
+use crate::host::Host;
+use crate::layout::{Layout, Reservation, make_private_dir};
+use crate::lock::RootLock;
+use crate::model::{Id, Info, Kind, Labels, Snapshot, Usage, drop_empty};
+use crate::mounts::{Mount, layer_dir, mounts};
+use crate::store::Store;
+use crate::tree;
+
+/// The label that tells where the layer of a snapshot is, see [`Options::upperdir_label`].
+pub const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
+
+/// How a [`Snapshotter`] behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Delete the directory of a snapshot in [`Snapshotter::remove`], instead of in [`Snapshotter::cleanup`].
+    pub sync_remove: bool,
+    /// Add [`UPPERDIR_LABEL`] to the labels that stat, update and list give. It is never stored.
+    pub upperdir_label: bool,
+    /// Further options of overlay mounts, each a flag or `key=value`. They never apply to bind mounts.
+    pub mount_options: Vec<String>,
+    /// The name of the directory beside `snapshots` that holds the attachments: for each id a directory whose content
+    /// is the caller's, and which lives and dies with its snapshot.
+    pub attachments: &'static str,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            sync_remove: false,
+            upperdir_label: false,
+            mount_options: Vec::new(),
+            attachments: "attachments",
+        }
+    }
+}
+
+/// Snapshots on overlayfs directories under one root. All calls block.
+pub struct Snapshotter {
+    store: Store,
+    layout: Arc<Layout>,
+    overlay_options: Vec<String>,
+    sync_remove: bool,
+    upperdir_label: bool,
+    _lock: RootLock,
+}
+
+impl Snapshotter {
+    /// Opens the snapshots of `root`, which is made if it is missing, and deletes what a crash left behind.
+    ///
+    /// # Errors
+    ///
+    /// As [`Snapshotter::check`], and when the store is damaged, missing, of another program or of a newer version.
+    pub fn open(root: &Path, options: &Options) -> Result<Self> {
+        let (root, lock, host) = prepare(root, options)?;
+        let layout = Layout::open(&root, options.attachments)?;
+        if !Store::exists(&root)? {
+            if !layout.ids()?.is_empty() {
+                let snapshots = layout.snapshots().to_owned();
+                return Err(Error::StoreMissing {
+                    path: root.join("metadata.db"),
+                    snapshots,
+                });
+            }
+            Store::create(&root)?;
+        }
+        let store = Store::open(&root)?;
+        layout.repair(&store.ids()?, store.sequence()?)?;
+        Ok(Self {
+            store,
+            layout: Arc::new(layout),
+            overlay_options: host.overlay_options(&options.mount_options),
+            sync_remove: options.sync_remove,
+            upperdir_label: options.upperdir_label,
+            _lock: lock,
+        })
+    }
+
+    /// Tests whether `root` could be opened, without opening the store. Makes `root` if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// When an option is not valid, when the root cannot be made or written, cannot be named in mount options or is in
+    /// use, when its file system does not tell file types, or when the kernel lacks overlayfs or `openat2`.
+    pub fn check(root: &Path, options: &Options) -> Result<()> {
+        prepare(root, options).map(drop)
+    }
+
+    /// An id for a snapshot that is going to be made.
+    pub fn reserve(&self) -> Reservation {
+        self.layout.reserve()
+    }
+
+    /// Tests whether [`Snapshotter::create`] could succeed now, for callers with much to do before it.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::AlreadyExists`](crate::Code), [`Code::NotFound`](crate::Code) for the parent, and
+    /// [`Code::InvalidArgument`](crate::Code) for a parent that is not committed, an empty key or the kind committed.
+    pub fn check_new(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<()> {
+        not_empty("key", key)?;
+        self.store.admit(kind, key, some_name(parent)).map(drop)
+    }
+
+    /// Makes an active snapshot or a view. An empty `parent` is none.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Snapshotter::check_new`]. Nothing is left of the reservation then.
+    pub fn create(
+        &self,
+        reservation: Reservation,
+        kind: Kind,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Snapshot> {
+        let attempt = || {
+            not_empty("key", key)?;
+            let id = reservation.id();
+            let parent = some_name(parent);
+            let parent_id = self.store.admit(kind, key, parent)?;
+            self.layout.make(id, kind, parent_id)?;
+            self.store
+                .insert(id, kind, key, parent, parent_id, &drop_empty(labels))
+        };
+        let result = attempt();
+        reservation.settle(result)
+    }
+
+    /// What the mounts of an active snapshot or view depend on.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`](crate::Code), or [`Code::FailedPrecondition`](crate::Code) for a committed snapshot.
+    pub fn snapshot(&self, key: &str) -> Result<Snapshot> {
+        self.store.snapshot(key)
+    }
+
+    /// The mounts that give a snapshot its content, as containerd 2.x orders their options.
+    #[must_use]
+    pub fn mounts(&self, snapshot: &Snapshot) -> Vec<Mount> {
+        mounts(self.layout.snapshots(), &self.overlay_options, snapshot)
+    }
+
+    /// Turns the active snapshot `key` into the committed one `name`. Labels are replaced, not inherited.
+    ///
+    /// A snapshot that was made without parent can get one now (containerd 2.2); an empty `parent` leaves it as it is.
+    /// Takes the same short time however large the snapshot is: containerd waits for it with a lock on all its
+    /// metadata.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`](crate::Code) for the key or the parent, [`Code::AlreadyExists`](crate::Code) for the name,
+    /// [`Code::FailedPrecondition`](crate::Code) when `key` is not active or the parent not committed,
+    /// [`Code::InvalidArgument`](crate::Code) for an empty name or another parent than the one it was made on.
+    pub fn commit(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<()> {
+        not_empty("name", name)?;
+        not_empty("key", key)?;
+        let parent = some_name(parent);
+        self.store.commit(name, key, parent, &drop_empty(labels))
+    }
+
+    /// Removes a snapshot that has no children, of any kind.
+    ///
+    /// Its attachments are deleted at once, its directory too with [`Options::sync_remove`]. What cannot be deleted is
+    /// logged, and [`Snapshotter::cleanup`] tries again.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`](crate::Code), or [`Code::FailedPrecondition`](crate::Code) when it has children.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        let id = self.store.remove(key)?;
+        self.layout.delete_attachment(id);
+        if self.sync_remove {
+            self.layout.delete_snapshot(id);
+        }
+        Ok(())
+    }
+
+    /// What is known of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`](crate::Code).
+    pub fn stat(&self, key: &str) -> Result<Info> {
+        self.store
+            .info(key)
+            .map(|(id, info)| self.decorate(id, info))
+    }
+
+    /// Changes the labels of a snapshot and gives what it is then. `paths` is a field mask: `labels` replaces all of
+    /// them, `labels.<name>` sets one, or deletes it when `labels` has no value for it; no path at all is `labels`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`](crate::Code), or [`Code::InvalidArgument`](crate::Code) for any other path.
+    pub fn update<P: AsRef<str>>(&self, key: &str, labels: &Labels, paths: &[P]) -> Result<Info> {
+        self.store
+            .update(key, labels, paths)
+            .map(|(id, info)| self.decorate(id, info))
+    }
+
+    /// Calls `each` with every snapshot that one of the filters lets through, or with all if there is no filter, in
+    /// the order of their names, until it breaks.
+    ///
+    /// All of them are as of one moment, and other calls go on meanwhile, from `each` too. The store can use the space
+    /// of what changes meanwhile again only afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::InvalidArgument`](crate::Code) for a filter that is not valid.
+    pub fn list<F: AsRef<str>>(
+        &self,
+        filters: &[F],
+        mut each: impl FnMut(Info) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let filter = Filter::parse(filters)?;
+        self.store
+            .list(&filter, |id, info| each(self.decorate(id, info)))
+    }
+
+    /// What the own layer of a snapshot takes: of an active one now, of a committed one since it was first asked for;
+    /// a view takes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`](crate::Code).
+    pub fn usage(&self, key: &str) -> Result<Usage> {
+        let (id, kind, noted) = self.store.usage(key)?;
+        match (kind, noted) {
+            (Kind::View, _) => Ok(Usage::default()),
+            (Kind::Committed, Some(usage)) => Ok(usage),
+            (Kind::Active | Kind::Committed, _) => {
+                let measured = tree::usage(&self.layer_dir(id))?;
+                let usage = measured.ok_or_else(|| Error::NotFound {
+                    key: key.to_owned(),
+                })?;
+                if kind == Kind::Committed
+                    && let Err(error) = self.store.set_usage(key, id, usage)
+                {
+                    tracing::warn!(key, %error, "the usage will be measured again");
+                }
+                Ok(usage)
+            }
+        }
+    }
+
+    /// Deletes the directories of removed snapshots. What cannot be deleted is logged.
+    ///
+    /// # Errors
+    ///
+    /// When the store or the list of directories cannot be read.
+    pub fn cleanup(&self) -> Result<()> {
+        // In this order: a directory is made after its id was reserved, and the reservation ends after the snapshot is
+        // in the store. Whatever is listed first and found in neither of the two afterwards belongs to nothing.
+        let found = self.layout.ids()?;
+        let reserved = self.layout.reserved().clone();
+        let stored = self.store.ids()?;
+        for id in found
+            .into_iter()
+            .filter(|id| !reserved.contains(id) && !stored.contains(id))
+        {
+            self.layout.delete(id);
+        }
+        Ok(())
+    }
+
+    /// The directory with the content of a snapshot's own layer.
+    #[must_use]
+    pub fn layer_dir(&self, id: Id) -> PathBuf {
+        layer_dir(self.layout.snapshots(), id)
+    }
+
+    /// The directory for what else belongs to a snapshot. It is there if the caller made it.
+    #[must_use]
+    pub fn attachment_dir(&self, id: Id) -> PathBuf {
+        self.layout.attachment_dir(id)
+    }
+
+    fn decorate(&self, id: Id, mut info: Info) -> Info {
+        if self.upperdir_label {
+            info.labels.insert(
+                UPPERDIR_LABEL.to_owned(),
+                self.layer_dir(id).display().to_string(),
+            );
+        }
+        info
+    }
+}
+
+fn not_empty(what: &'static str, name: &str) -> Result<()> {
+    if name.is_empty() {
+        Err(Error::EmptyName { what })
+    } else {
+        Ok(())
+    }
+}
+
+/// containerd's API has an empty name where there is no parent.
+fn some_name(parent: Option<&str>) -> Option<&str> {
+    parent.filter(|parent| !parent.is_empty())
+}
+
+/// Makes and locks the root, and finds out what it can do.
+fn prepare(root: &Path, options: &Options) -> Result<(PathBuf, RootLock, Host)> {
+    check_options(options)?;
+    let root = absolute(root).map_err(Error::io("resolve", root))?;
+    let refuse = |reason| Error::Root {
+        root: root.clone(),
+        reason,
+    };
+    let name = root
+        .to_str()
+        .ok_or_else(|| refuse("its path is not UTF-8, as containerd's API wants it"))?;
+    if name.contains([':', ',', '\\']) {
+        return Err(refuse(
+            "its path has one of the characters : , \\ which separate the options of overlay mounts",
+        ));
+    }
+    make_private_dir(&root)?;
+    let lock = RootLock::acquire(&root)?;
+    let host = Host::probe(&root)?;
+    Ok((root, lock, host))
+}
+
+fn check_options(options: &Options) -> Result<()> {
+    for option in &options.mount_options {
+        let refuse = |reason| {
+            Err(Error::Options {
+                option: format!("{option:?} of mount_options"),
+                reason,
+            })
+        };
+        if option.is_empty() || option.contains(',') {
+            return refuse("each entry is one mount option");
+        }
+        let key = option.split('=').next().unwrap_or_default();
+        if ["lowerdir", "upperdir", "workdir"].contains(&key) {
+            return refuse("the snapshotter sets the directories of an overlay itself");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
