@@ -1,0 +1,95 @@
+# shellcheck shell=bash
+# The instance that several terminals share. It has the host's network, starts with its first user and ends with the
+# last, however they end:
+#
+#   instance/users    each user's shell holds it shared; the holder waits for it alone, and ends the instance then
+#   instance/holder   locked by the holder for its life, and holds its process ID
+#   instance/start    held while a user looks whether to start a holder
+#   instance/pid      the process ID of the instance's PID 1, once it can be joined
+#   instance/log      what the holder had to say
+#
+# The kernel drops a lock with its process: nothing here needs a clean end.
+
+shared_start_seconds=60
+
+shared_files() {
+    instance=$state/instance
+    mkdir -p "$instance"
+}
+
+shared_is_alive() {
+    [[ -e $instance/holder ]] && ! flock --nonblock --shared "$instance/holder" true
+}
+
+# shared_join COMMAND…: runs COMMAND in the shared instance, which is started when there is none.
+shared_join() {
+    local users start status=0 pid groups deadline
+    # Before anything else: from here on the instance waits for this shell. An ending one lets go of it when it is gone.
+    exec {users}<>"$instance/users"
+    flock --shared "$users"
+    exec {start}<>"$instance/start"
+    flock "$start"
+    if ! shared_is_alive; then
+        rm -f "$instance/pid" "$instance/ready"
+        setsid --fork "$repo/dev/sandbox" hold </dev/null >"$instance/log" 2>&1 \
+            {users}>&- {start}>&- {sandbox_lock}>&-
+        deadline=$((SECONDS + shared_start_seconds))
+        until [[ -e $instance/pid ]]; do
+            ((SECONDS < deadline)) || die "the shared instance does not start: see $instance/log."
+            sleep 0.05
+        done
+    fi
+    exec {start}>&-
+    pid=$(<"$instance/pid")
+
+    groups=$(cgroup_hierarchies "$pid" | cut -d ' ' -f 2)
+    export SANDBOX_GROUPS=$groups SANDBOX_TREE=$tree SANDBOX_FIXTURES=$fixtures SANDBOX_CWD=$PWD
+    supervise child "$BASH" "$repo/dev/lib/launch" join "$$" "$pid" -- "$@" || status=$?
+    return "$status"
+}
+
+# shared_hold: the life of the shared instance.
+shared_hold() {
+    local users child waiter command
+    exec {holder}<>"$instance/holder"
+    flock --nonblock "$holder" || die "the shared instance is up already."
+    echo "$$" >"$instance/holder"
+    trap 'shared_end' EXIT
+    trap 'exit 0' TERM INT HUP
+
+    instance_environment host copy
+    # shellcheck disable=SC2016  # The inner shell expands it.
+    instance_command host bash -c 'touch "$1" && exec sleep infinity' sh "$instance/ready"
+    setpriv --pdeathsig KILL "${command[@]}" &
+    child=$!
+    until [[ -e $instance/ready ]]; do
+        kill -0 "$child" 2>/dev/null || die "the shared instance ended while it was being started."
+        sleep 0.05
+    done
+    exec {users}<>"$instance/users"
+    # PID 1 is the only child of the unshare that waits for it.
+    cat "/proc/$child/task/$child/children" >"$instance/pid.new"
+    mv "$instance/pid.new" "$instance/pid"
+    setpriv --pdeathsig KILL flock "$users" &
+    waiter=$!
+    wait -n "$child" "$waiter" || true
+}
+
+shared_end() {
+    rm -f "$instance/pid" "$instance/ready"
+    if [[ -n ${child-} ]]; then
+        supervise_tell KILL child "$child"
+        wait "$child" || true
+    fi
+    [[ -z ${waiter-} ]] || kill "$waiter" 2>/dev/null || true
+    cgroup_remove
+}
+
+# shared_stop: ends the shared instance, if there is one, and waits until it is gone.
+shared_stop() {
+    shared_is_alive || return 0
+    note "ending the shared instance of ${state##*/}"
+    kill -TERM "$(<"$instance/holder")"
+    flock --timeout "$shared_start_seconds" --shared "$instance/holder" true ||
+        die "the shared instance does not end: its process is $(<"$instance/holder")."
+}
