@@ -1,0 +1,120 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::{DEFAULT_FILE, Overrides};
+
+/// A containerd snapshotter whose layers are store paths of Nix.
+///
+/// What is given here wins over the environment, which wins over the configuration file.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    /// Least severity of the messages on standard error.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value = "info",
+        env = "NIX_SNAPSHOTTER_LOG_LEVEL"
+    )]
+    pub(crate) log_level: LogLevel,
+
+    /// Configuration file.
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        env = "NIX_SNAPSHOTTER_CONFIG",
+        long_help = format!("Configuration file. Without it, {DEFAULT_FILE} is read where it exists")
+    )]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Unix socket to serve on.
+    #[arg(short, long, value_name = "SOCKET", env = "NIX_SNAPSHOTTER_ADDRESS")]
+    address: Option<PathBuf>,
+
+    /// Directory for snapshots, metadata and GC roots.
+    #[arg(long, value_name = "DIRECTORY", env = "NIX_SNAPSHOTTER_ROOT")]
+    root: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Say whether a configuration file is valid, and what is wrong with it.
+    CheckConfig {
+        /// The file to check.
+        file: PathBuf,
+    },
+}
+
+impl Cli {
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides {
+            address: self.address.clone(),
+            root: self.root.clone(),
+        }
+    }
+}
+
+/// Severities, with the names that the Go project gave them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    #[value(alias = "warning")]
+    Warn,
+    #[value(aliases = ["fatal", "panic"])]
+    Error,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Trace => Self::TRACE,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Error => Self::ERROR,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_flags_of_the_go_project_are_taken() {
+        let cli = Cli::parse_from([
+            "nix-snapshotter",
+            "-l",
+            "warning",
+            "-c",
+            "/c.toml",
+            "-a",
+            "/a.sock",
+            "--root",
+            "/r",
+        ]);
+        assert_eq!(cli.log_level, LogLevel::Warn);
+        assert_eq!(cli.config, Some("/c.toml".into()));
+        assert_eq!(cli.overrides().address, Some("/a.sock".into()));
+        assert_eq!(cli.overrides().root, Some("/r".into()));
+    }
+}

@@ -1,0 +1,318 @@
+//! The configuration file, its defaults, and what the command line lays over them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix_store::StoreDir;
+use serde::Deserialize;
+
+/// Read when no other file is named, and not missed when it does not exist.
+pub(crate) const DEFAULT_FILE: &str = "/etc/nix-snapshotter/config.toml";
+
+/// The keys of the configuration file with their defaults.
+///
+/// `docs/configuration.md` describes them for users; a key that is not listed here is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// The unix socket to serve on.
+    pub(crate) address: PathBuf,
+    /// Where snapshots, their metadata and their GC roots are kept.
+    pub(crate) root: PathBuf,
+    /// Group, by name or number, that may use the socket; none but the owner without it.
+    pub(crate) socket_group: Option<String>,
+    /// Seconds that requests in flight get to finish after SIGTERM.
+    pub(crate) shutdown_timeout: u64,
+    /// The store directory of the machine's Nix.
+    pub(crate) store_dir: String,
+    /// A program called with a link to make and a store path, in place of Nix.
+    pub(crate) external_builder: Option<PathBuf>,
+    /// Seconds that one call of Nix or the builder may take; 0 is without limit.
+    pub(crate) realise_timeout: u64,
+    /// Delete directories in Remove already, not only in Cleanup.
+    pub(crate) sync_remove: bool,
+    /// Tell each snapshot's upper directory in a label.
+    pub(crate) upperdir_label: bool,
+    /// Additional options of every overlay mount.
+    pub(crate) mount_options: Vec<String>,
+    /// The CRI image service.
+    pub(crate) image_service: ImageService,
+}
+
+/// Keys of the table `[image_service]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ImageService {
+    /// Whether to serve it.
+    pub(crate) enable: Option<bool>,
+    /// containerd's own socket.
+    pub(crate) containerd_address: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            address: "/run/nix-snapshotter/nix-snapshotter.sock".into(),
+            root: "/var/lib/containerd/io.containerd.snapshotter.v1.nix".into(),
+            socket_group: None,
+            shutdown_timeout: 10,
+            store_dir: StoreDir::default().as_str().to_owned(),
+            external_builder: None,
+            realise_timeout: 3600,
+            sync_remove: false,
+            upperdir_label: false,
+            mount_options: Vec::new(),
+            image_service: ImageService::default(),
+        }
+    }
+}
+
+impl Default for ImageService {
+    fn default() -> Self {
+        Self {
+            enable: None,
+            containerd_address: "/run/containerd/containerd.sock".into(),
+        }
+    }
+}
+
+/// What the command line and the environment say; each wins over the file.
+#[derive(Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) address: Option<PathBuf>,
+    pub(crate) root: Option<PathBuf>,
+}
+
+/// Why there is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}", .file.display())]
+    Read { file: PathBuf, source: io::Error },
+    /// It is not TOML, or a key is unknown or of the wrong type.
+    #[error("{} is not a valid configuration: {message}", .file.display())]
+    Parse { file: PathBuf, message: String },
+    /// A value cannot work.
+    #[error("`{key}` {reason}")]
+    Value { key: &'static str, reason: String },
+}
+
+impl Config {
+    /// Defaults, then the file, then the command line.
+    pub(crate) fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, Error> {
+        let mut config = match file {
+            Some(file) => Self::read(file)?,
+            None => match Self::read(Path::new(DEFAULT_FILE)) {
+                Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    Self::default()
+                }
+                read => read?,
+            },
+        };
+        config.address = overrides.address.unwrap_or(config.address);
+        config.root = overrides.root.unwrap_or(config.root);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads and checks a file by itself.
+    pub(crate) fn check_file(file: &Path) -> Result<(), Error> {
+        Self::read(file)?.check()
+    }
+
+    fn read(file: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(file).map_err(|source| Error::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|error| Error::Parse {
+            file: file.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |key, reason: String| Err(Error::Value { key, reason });
+        for (key, path) in [
+            ("address", Some(&self.address)),
+            ("root", Some(&self.root)),
+            ("external_builder", self.external_builder.as_ref()),
+            (
+                "image_service.containerd_address",
+                Some(&self.image_service.containerd_address),
+            ),
+        ] {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                return refuse(
+                    key,
+                    format!("is {path:?}: write an absolute path, without `unix://`"),
+                );
+            }
+        }
+        // sun_path of unix(7) with its closing zero, and room for the name it is bound under first.
+        let address_len = self.address.as_os_str().len();
+        if address_len > 100 {
+            return refuse(
+                "address",
+                format!("has {address_len} bytes; the path of a socket may have 100"),
+            );
+        }
+        // They separate the lower directories and the options of an overlay mount.
+        if let Some(bad) = self
+            .root
+            .to_string_lossy()
+            .chars()
+            .find(|c| ":,\\".contains(*c))
+        {
+            return refuse(
+                "root",
+                format!(
+                    "is {:?}: `{bad}` has a meaning in the options of overlay mounts; choose another directory",
+                    self.root
+                ),
+            );
+        }
+        if let Some(option) = self.mount_options.iter().find(|option| {
+            let key = option.split('=').next().unwrap_or_default();
+            option.contains(',') || matches!(key, "" | "lowerdir" | "upperdir" | "workdir")
+        }) {
+            return refuse(
+                "mount_options",
+                format!(
+                    "has {option:?}: give one option of overlayfs an entry, and no directories"
+                ),
+            );
+        }
+        self.store_dir().map(|_| ())
+    }
+
+    /// The store directory, parsed.
+    pub(crate) fn store_dir(&self) -> Result<StoreDir, Error> {
+        StoreDir::new(&self.store_dir).map_err(|error| Error::Value {
+            key: "store_dir",
+            reason: format!("is unusable: {error}"),
+        })
+    }
+
+    /// How long a call of Nix may take, or `None` for ever.
+    pub(crate) fn realise_timeout(&self) -> Option<Duration> {
+        (self.realise_timeout > 0).then(|| Duration::from_secs(self.realise_timeout))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: Overrides) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        fs::write(&file, text).unwrap();
+        Config::load(Some(&file), overrides).map_err(|error| error.to_string())
+    }
+
+    fn refusal(text: &str) -> String {
+        load(text, Overrides::default()).unwrap_err()
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(load("", Overrides::default()).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_configuration_of_the_go_project_is_taken() {
+        let config = load(
+            r#"
+            address = "/run/a.sock"
+            root = "/var/lib/a"
+            external_builder = "/bin/builder"
+            [image_service]
+            enable = false
+            containerd_address = "/run/c.sock"
+            "#,
+            Overrides::default(),
+        )
+        .unwrap();
+        assert_eq!(config.address, Path::new("/run/a.sock"));
+        assert_eq!(config.root, Path::new("/var/lib/a"));
+        assert_eq!(config.external_builder, Some("/bin/builder".into()));
+        assert_eq!(config.image_service.enable, Some(false));
+        assert_eq!(
+            config.image_service.containerd_address,
+            Path::new("/run/c.sock")
+        );
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let overrides = Overrides {
+            address: None,
+            root: Some("/flag".into()),
+        };
+        let config = load("address = '/file.sock'\nroot = '/file'", overrides).unwrap();
+        assert_eq!(config.address, Path::new("/file.sock"));
+        assert_eq!(config.root, Path::new("/flag"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_file_line_and_the_known_keys() {
+        let message = refusal("root = '/a'\nadress = '/b'\n");
+        for expected in [
+            "config.toml",
+            "line 2",
+            "`adress`",
+            "`address`",
+            "`store_dir`",
+        ] {
+            assert!(message.contains(expected), "{expected} is not in {message}");
+        }
+        let message = refusal("[image_service]\nenabled = true\n");
+        for expected in ["line 2", "`enabled`", "`containerd_address`"] {
+            assert!(message.contains(expected), "{expected} is not in {message}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_refused_with_its_line() {
+        let message = refusal("\nsync_remove = 'yes'\n");
+        assert!(
+            message.contains("line 2") && message.contains("boolean"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_by_key() {
+        for (text, expected) in [
+            ("address = 'unix:///run/a.sock'", "`address`"),
+            ("root = 'var/lib'", "`root`"),
+            ("root = '/a:b'", "`root`"),
+            ("store_dir = 'nix/store'", "`store_dir`"),
+            ("external_builder = 'builder'", "`external_builder`"),
+            ("mount_options = ['upperdir=/etc']", "`mount_options`"),
+            (
+                "mount_options = ['volatile,lowerdir=/etc']",
+                "`mount_options`",
+            ),
+            (
+                "[image_service]\ncontainerd_address = 'a'",
+                "`image_service.containerd_address`",
+            ),
+        ] {
+            let message = refusal(text);
+            assert!(message.contains(expected), "{text} gave {message}");
+        }
+        let long = format!("address = '/{}'", "a".repeat(100));
+        assert!(refusal(&long).contains("101 bytes"));
+    }
+
+    #[test]
+    fn a_named_file_that_does_not_exist_is_an_error() {
+        let error = Config::load(Some(Path::new("/nowhere.toml")), Overrides::default());
+        assert!(matches!(error, Err(Error::Read { .. })));
+    }
+}

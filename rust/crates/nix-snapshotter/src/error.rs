@@ -1,0 +1,83 @@
+use std::{io, path::PathBuf};
+
+use nix_store::StorePath;
+use tonic::{Code, Status};
+
+/// Why a call of containerd fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The labels do not describe a layer.
+    #[error(transparent)]
+    Labels(#[from] nix_image::Error),
+    /// The store paths of a layer cannot be had.
+    #[error(transparent)]
+    Nix(#[from] nix_store::Error),
+    /// The snapshot, or what is asked of it, does not exist or does not fit.
+    #[error(transparent)]
+    Snapshots(#[from] snapshots::Error),
+    /// A held store object has been deleted all the same.
+    #[error(
+        "{path} is gone from the store although a GC root holds it; \
+         restore it with `nix-store --realise {path}`, or remove the image and pull it again"
+    )]
+    StoreObjectGone { path: StorePath },
+    /// A store object cannot be looked at.
+    #[error("cannot look at {path}")]
+    StoreObject { path: StorePath, source: io::Error },
+    /// The place for a store object cannot be made in its layer.
+    #[error("cannot make the mount point {}", .path.display())]
+    MountPoint { path: PathBuf, source: io::Error },
+    /// A bug: the work of a call panicked.
+    #[error("internal error: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+    /// The request lacks a field without which it means nothing.
+    #[error("the request has no `{0}`")]
+    MissingField(&'static str),
+}
+
+impl Error {
+    /// The code that containerd acts on.
+    fn code(&self) -> Code {
+        match self {
+            Self::Labels(_) | Self::MissingField(_) => Code::InvalidArgument,
+            Self::Snapshots(error) => match error.code() {
+                snapshots::Code::NotFound => Code::NotFound,
+                snapshots::Code::AlreadyExists => Code::AlreadyExists,
+                snapshots::Code::InvalidArgument => Code::InvalidArgument,
+                snapshots::Code::FailedPrecondition => Code::FailedPrecondition,
+                snapshots::Code::Internal => Code::Internal,
+            },
+            Self::Nix(error) => match error {
+                nix_store::Error::InvalidStorePath { .. }
+                | nix_store::Error::ClosureTooLarge
+                | nix_store::Error::NoStorePaths { .. } => Code::InvalidArgument,
+                nix_store::Error::TimedOut { .. } => Code::DeadlineExceeded,
+                // Not NotFound: from Prepare, that would have the CRI unpack the image again.
+                _ => Code::FailedPrecondition,
+            },
+            Self::StoreObjectGone { .. } => Code::FailedPrecondition,
+            Self::StoreObject { .. } | Self::MountPoint { .. } | Self::Panicked(_) => {
+                Code::Internal
+            }
+        }
+    }
+}
+
+impl From<Error> for Status {
+    /// The code, and the error with its causes as the message.
+    fn from(error: Error) -> Self {
+        Self::new(error.code(), chain(&error))
+    }
+}
+
+/// An error and its causes on one line, as Go's `%w` joins them.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
+}

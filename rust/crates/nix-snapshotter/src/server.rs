@@ -1,0 +1,116 @@
+//! The life of the daemon: everything is checked and held before anybody is told that it serves.
+
+use std::{future::Future, time::Duration};
+
+use anyhow::Context;
+use containerd_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use nix_store::{Realiser, RealiserOptions};
+use sd_notify::NotifyState;
+use snapshots::Snapshotter;
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    grpc::MAX_MESSAGE,
+    nix_snapshotter::{GC_ROOTS, NixSnapshotter},
+    socket::Socket,
+};
+
+/// Serves until SIGTERM or SIGINT, and then until requests in flight have ended or
+/// `shutdown_timeout` has passed.
+pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
+    if config.image_service.enable == Some(true) {
+        warn!("`image_service.enable` has no effect: this version has no CRI image service");
+    }
+    // Asked for first: a signal that comes early is not missed.
+    let stop = stop_signal()?;
+    let service = open(config)?;
+    let socket = Socket::bind(&config.address, config.socket_group.as_deref())?;
+    let listener = UnixListener::from_std(socket.listener()?)?;
+
+    let (stopping, stopped) = oneshot::channel();
+    let serving = Server::builder()
+        .add_service(
+            SnapshotsServer::new(service)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+        )
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            let signal = stop.await;
+            info!(signal, "stopping");
+            notify(&[NotifyState::Stopping]);
+            // The receiver waits below for as long as the server runs.
+            let _ = stopping.send(());
+        });
+    // The socket listens already: whoever connects from now on is served.
+    notify(&[NotifyState::Ready]);
+    info!(
+        address = %config.address.display(),
+        root = %config.root.display(),
+        "serving"
+    );
+
+    let grace = Duration::from_secs(config.shutdown_timeout);
+    tokio::select! {
+        ended = serving => ended.context("the gRPC server failed")?,
+        () = expired(stopped, grace) => {
+            warn!(seconds = grace.as_secs(), "requests in flight are abandoned: they did not end in time");
+        }
+    }
+    Ok(())
+}
+
+/// Opens what is kept on disk; from here on, no other daemon can have this root.
+fn open(config: &Config) -> anyhow::Result<NixSnapshotter> {
+    let store_dir = config.store_dir()?;
+    let snapshots = Snapshotter::open(
+        &config.root,
+        &snapshots::Options {
+            sync_remove: config.sync_remove,
+            upperdir_label: config.upperdir_label,
+            mount_options: config.mount_options.clone(),
+            attachments: GC_ROOTS,
+        },
+    )?;
+    let realiser = Realiser::new(RealiserOptions {
+        store_dir: store_dir.clone(),
+        external_builder: config.external_builder.clone(),
+        timeout: config.realise_timeout(),
+    });
+    Ok(NixSnapshotter::new(snapshots, realiser, store_dir))
+}
+
+/// The name of the first signal that asks the daemon to end.
+fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+/// Ends `grace` after the daemon was asked to stop; never, if it is not.
+async fn expired(stopped: oneshot::Receiver<()>, grace: Duration) {
+    match stopped.await {
+        Ok(()) => tokio::time::sleep(grace).await,
+        // The server ended by itself, which the other branch reports.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Tells systemd, where it is the one that started us (sd_notify(3)).
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "cannot notify systemd");
+    }
+}

@@ -1,0 +1,258 @@
+//! The unix socket: never taken from a live daemon, never left to a dead one.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions, TryLockError},
+    io::{self, ErrorKind},
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+};
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Somebody answers there.
+    #[error(
+        "another program serves on {}: stop it, or choose another socket with --address",
+        .address.display()
+    )]
+    InUse { address: PathBuf },
+    /// Something that is not a socket is in the way, and is not ours to delete.
+    #[error("{} exists and is not a socket: move it away, or choose another --address", .address.display())]
+    NotASocket { address: PathBuf },
+    /// The configured group does not exist.
+    #[error("`socket_group` names the group {group:?}, which does not exist")]
+    NoSuchGroup { group: String },
+    /// Any other failure.
+    #[error("cannot {operation} {}", .path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+/// A listening socket, which is deleted when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    listener: UnixListener,
+    address: PathBuf,
+    inode: u64,
+    /// Held as long as the socket: of two daemons that start at once, one gets it.
+    _lock: File,
+}
+
+impl Socket {
+    /// Listens on `address`, for its owner (mode 0600), and with a group for its members too (0660).
+    pub(crate) fn bind(address: &Path, group: Option<&str>) -> Result<Self, Error> {
+        let fail = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io {
+                operation,
+                path,
+                source,
+            }
+        };
+        let gid = group.map(group_id).transpose()?;
+        if let Some(parent) = address.parent() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(parent)
+                .map_err(fail("create directory", parent))?;
+        }
+        let lock = lock(address)?;
+        make_way(address)?;
+
+        // Bound under another name first: the socket appears with its final mode and
+        // owner, and only once it listens.
+        let unready = address.with_added_extension("new");
+        match fs::remove_file(&unready) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(fail("replace", &unready)(error));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&unready).map_err(fail("listen on", &unready))?;
+        let publish = || {
+            let mode = if gid.is_some() { 0o660 } else { 0o600 };
+            fs::set_permissions(&unready, Permissions::from_mode(mode))?;
+            if gid.is_some() {
+                chown(&unready, None, gid)?;
+            }
+            listener.set_nonblocking(true)?;
+            let inode = fs::symlink_metadata(&unready)?.ino();
+            fs::rename(&unready, address)?;
+            Ok(inode)
+        };
+        let inode = publish().map_err(|source| {
+            // The error that counts is the one at hand.
+            let _ = fs::remove_file(&unready);
+            fail("set up", address)(source)
+        })?;
+        Ok(Self {
+            listener,
+            address: address.to_owned(),
+            inode,
+            _lock: lock,
+        })
+    }
+
+    /// A handle on the listening socket, set to non-blocking.
+    pub(crate) fn listener(&self) -> Result<UnixListener, Error> {
+        self.listener.try_clone().map_err(|source| Error::Io {
+            operation: "duplicate",
+            path: self.address.clone(),
+            source,
+        })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Only our own: an administrator may have put another in its place.
+        if fs::symlink_metadata(&self.address).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.address);
+        }
+    }
+}
+
+fn group_id(group: &str) -> Result<u32, Error> {
+    let unknown = || Error::NoSuchGroup {
+        group: group.to_owned(),
+    };
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let found = nix::unistd::Group::from_name(group).map_err(|errno| Error::Io {
+        operation: "look up the group of",
+        path: group.into(),
+        source: errno.into(),
+    })?;
+    Ok(found.ok_or_else(unknown)?.gid.as_raw())
+}
+
+/// Takes the lock beside the socket. The file stays: deleting it would free the lock's name
+/// while another daemon waits on it.
+fn lock(address: &Path) -> Result<File, Error> {
+    let path = address.with_added_extension("lock");
+    let io = |source| Error::Io {
+        operation: "lock",
+        path: path.clone(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse {
+            address: address.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+/// Makes sure that at most a dead socket is at `address`.
+fn make_way(address: &Path) -> Result<(), Error> {
+    let io = |operation| {
+        move |source| Error::Io {
+            operation,
+            path: address.to_owned(),
+            source,
+        }
+    };
+    match fs::symlink_metadata(address) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => {
+            if !found.map_err(io("look at"))?.file_type().is_socket() {
+                return Err(Error::NotASocket {
+                    address: address.to_owned(),
+                });
+            }
+        }
+    }
+    match UnixStream::connect(address) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            ) =>
+        {
+            Ok(())
+        }
+        // Connected, or something that answers but does not let us in.
+        _ => Err(Error::InUse {
+            address: address.to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn the_socket_is_the_owners_and_goes_with_the_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("sub/a.sock");
+        let socket = Socket::bind(&address, None).unwrap();
+        assert_eq!(mode(&address), 0o600);
+        UnixStream::connect(&address).unwrap();
+        drop(socket);
+        assert!(!address.exists());
+    }
+
+    #[test]
+    fn a_group_may_use_it_when_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("a.sock");
+        let gid = fs::metadata(dir.path()).unwrap().gid();
+        let _socket = Socket::bind(&address, Some(&gid.to_string())).unwrap();
+        assert_eq!(mode(&address), 0o660);
+        let other = dir.path().join("b.sock");
+        let error = Socket::bind(&other, Some("no-such-group-here")).unwrap_err();
+        assert!(error.to_string().contains("no-such-group-here"), "{error}");
+        assert!(!other.exists());
+    }
+
+    #[test]
+    fn a_live_socket_is_never_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("a.sock");
+        let socket = Socket::bind(&address, None).unwrap();
+        let error = Socket::bind(&address, None).unwrap_err();
+        assert!(matches!(error, Error::InUse { .. }), "{error}");
+        drop(socket);
+
+        // Of a program that knows nothing of our lock.
+        let _foreign = UnixListener::bind(&address).unwrap();
+        let error = Socket::bind(&address, None).unwrap_err();
+        assert!(matches!(error, Error::InUse { .. }), "{error}");
+        UnixStream::connect(&address).unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("a.sock");
+        drop(UnixListener::bind(&address).unwrap());
+        assert!(address.exists());
+        drop(Socket::bind(&address, None).unwrap());
+
+        fs::write(&address, "precious").unwrap();
+        let error = Socket::bind(&address, None).unwrap_err();
+        assert!(matches!(error, Error::NotASocket { .. }), "{error}");
+        assert_eq!(fs::read_to_string(&address).unwrap(), "precious");
+    }
+}
