@@ -1,1 +1,28 @@
 //! Tests against real containerd, runc and Nix; run by `make test` inside the sandbox.
+//!
+//! The tests are in `tests/`, one subject a file, and the measurements in
+//! `src/bin/bench.rs`. This library is what they stand on:
+//!
+//! * [`host`]: what the machine offers, a test's own directory, and the frame of every test.
+//! * [`process`]: programs that end with the value that holds them, and bounded waiting.
+//! * [`containerd`], [`daemon`]: the two servers, each with files and sockets of its own.
+//! * [`snapshots`], [`transfer`]: clients of containerd's services.
+//! * [`store`]: store objects of the tests' own, built by Nix.
+//! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
+//! * [`node`]: the two servers together, and the images that tests run on them.
+//!
+//! It depends on no other crate of the workspace: it knows the programs by their
+//! paths, their sockets and their files only. Nothing here stands in for containerd
+//! or Nix. Every value that starts a process, makes a mount or a GC root undoes that
+//! when it is dropped, after a failed test too.
+
+pub mod containerd;
+pub mod daemon;
+pub mod host;
+pub mod image;
+pub mod node;
+pub mod process;
+mod runtime;
+pub mod snapshots;
+pub mod store;
+pub mod transfer;

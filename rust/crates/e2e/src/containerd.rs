@@ -1,0 +1,481 @@
+//! A containerd of the test's own, with the daemon as its proxy plugin `nix`.
+
+use std::{
+    cell::RefCell,
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use containerd_client::services::v1::{
+    CreateRequest, DeleteRequest, GetImageRequest, InfoRequest, ListContentRequest,
+    content_client::ContentClient, images_client::ImagesClient, leases_client::LeasesClient,
+};
+use rustix::process::Signal;
+use tonic::Code;
+
+use crate::{
+    daemon,
+    host::{Host, unique},
+    image::architecture,
+    process::{self, Ended, Process, poll, run, succeed, when},
+    runtime,
+    snapshots::{Mount, Snapshots},
+    transfer,
+};
+
+/// The name under which containerd knows the daemon.
+pub const NIX: &str = "nix";
+
+/// containerd's own snapshotter, which ordinary images are compared on.
+pub const OVERLAYFS: &str = "overlayfs";
+
+/// How long containerd may take to listen.
+const START_BOUND: Duration = Duration::from_secs(30);
+
+/// A running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    dir: PathBuf,
+    nix2container: PathBuf,
+    namespace: String,
+    // Taken out while it is restarted.
+    process: RefCell<Option<Process>>,
+}
+
+impl Containerd {
+    /// Starts a containerd whose snapshotter `nix` is on the socket of `daemon`, which
+    /// need not run yet.
+    ///
+    /// # Errors
+    /// It cannot be started, or does not listen within 30 seconds.
+    pub fn start(host: &Host, daemon: &daemon::Config) -> Result<Self> {
+        let containerd = Self {
+            dir: host.dir().join("containerd"),
+            nix2container: host.nix2container().to_owned(),
+            namespace: "e2e".to_owned(),
+            process: RefCell::default(),
+        };
+        fs::create_dir_all(&containerd.dir)?;
+        fs::write(
+            containerd.dir.join("config.toml"),
+            containerd.config(daemon.address()),
+        )?;
+        containerd.spawn()?;
+        Ok(containerd)
+    }
+
+    /// In version 2 of the format, which 1.7 to 2.x all read. The CRI plugins take long
+    /// to start, and no test here speaks CRI.
+    fn config(&self, snapshotter: &Path) -> String {
+        let dir = self.dir.display();
+        let socket = self.socket();
+        let platform = format!("linux/{}", architecture());
+        let unpack = |snapshotter| {
+            format!(
+                "{{ platform = {platform:?}, snapshotter = {snapshotter:?}, differ = \"walking\" }}"
+            )
+        };
+        format!(
+            r#"version = 2
+root = "{dir}/root"
+state = "{dir}/state"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.erofs", "io.containerd.nri.v1.nri",
+]
+
+[grpc]
+  address = {socket:?}
+
+[ttrpc]
+  address = "{dir}/ttrpc"
+
+[proxy_plugins.nix]
+  type = "snapshot"
+  address = {snapshotter:?}
+
+[plugins."io.containerd.transfer.v1.local"]
+  unpack_config = [{}, {}]
+"#,
+            unpack(OVERLAYFS),
+            unpack(NIX),
+        )
+    }
+
+    fn spawn(&self) -> Result<()> {
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(self.dir.join("config.toml"));
+        let mut process = Process::spawn("containerd", &mut command, &self.dir.join("log"))?;
+        poll("the socket of containerd", START_BOUND, || {
+            if let Some(status) = process.ended()? {
+                anyhow::bail!("containerd ended with {status}: {}", process.log());
+            }
+            Ok(when(UnixStream::connect(self.socket()).is_ok()))
+        })?;
+        self.process.replace(Some(process));
+        Ok(())
+    }
+
+    /// Ends it, and starts it again with what it has on the disk. Containers go on meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Containerd::start`].
+    pub fn restart(&self) -> Result<()> {
+        self.stop();
+        self.spawn()
+    }
+
+    /// Ends it; containers go on.
+    pub fn stop(&self) {
+        drop(self.process.take());
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("sock")
+    }
+
+    /// The namespace that everything of the test is in.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Calls `ctr`.
+    #[must_use]
+    pub fn ctr(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", &self.namespace])
+            .args(arguments);
+        command
+    }
+
+    /// Calls `nix2container load`.
+    #[must_use]
+    pub fn load_command(&self, snapshotter: &str, archive: &Path) -> Command {
+        let mut command = Command::new(&self.nix2container);
+        command
+            .arg("--address")
+            .arg(self.socket())
+            .args([
+                "--namespace",
+                &self.namespace,
+                "load",
+                "--snapshotter",
+                snapshotter,
+            ])
+            .arg(archive);
+        command
+    }
+
+    /// Loads an archive by `nix2container load`.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn load(&self, snapshotter: &str, archive: &Path) -> Result<()> {
+        succeed(&mut self.load_command(snapshotter, archive))?;
+        Ok(())
+    }
+
+    /// Imports an archive by containerd's own transfer service.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn import(&self, snapshotter: &str, archive: &Path) -> Result<()> {
+        transfer::import(&self.socket(), &self.namespace, snapshotter, archive)
+    }
+
+    /// Runs a container to its end, and gives what it did.
+    ///
+    /// # Errors
+    /// `ctr` cannot be run, or takes too long.
+    pub fn run(&self, snapshotter: &str, image: &str, command: &[&str]) -> Result<Ended> {
+        let id = unique("once");
+        let mut ctr = self.ctr(&["run", "--rm", "--snapshotter", snapshotter, image, &id]);
+        run(ctr.args(command))
+    }
+
+    /// Starts a container that goes on until the value is dropped.
+    ///
+    /// # Errors
+    /// What `ctr` says.
+    pub fn run_detached(
+        &self,
+        snapshotter: &str,
+        flags: &[&str],
+        image: &str,
+        command: &[&str],
+    ) -> Result<Container<'_>> {
+        let id = unique("container");
+        // Made first: what a failed start leaves is removed as well.
+        let container = Container {
+            containerd: self,
+            id: id.clone(),
+        };
+        let mut ctr = self.ctr(&["run", "--detach", "--snapshotter", snapshotter]);
+        succeed(ctr.args(flags).args([image, &id]).args(command))?;
+        Ok(container)
+    }
+
+    /// A client of a snapshotter through containerd.
+    ///
+    /// # Errors
+    /// It cannot connect.
+    pub fn snapshots(&self, snapshotter: &str) -> Result<Snapshots> {
+        Snapshots::of_containerd(&self.socket(), snapshotter, &self.namespace)
+    }
+
+    /// Removes an image and everything that nothing else refers to.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn remove_image(&self, image: &str) -> Result<()> {
+        succeed(&mut self.ctr(&["images", "rm", "--sync", image]))?;
+        Ok(())
+    }
+
+    /// Runs containerd's garbage collector to its end.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn collect_garbage(&self) -> Result<()> {
+        let channel = runtime::connect(&self.socket())?;
+        let id = unique("gc");
+        runtime::wait(async {
+            let mut leases = LeasesClient::new(channel);
+            let create = CreateRequest {
+                id: id.clone(),
+                ..CreateRequest::default()
+            };
+            leases
+                .create(transfer::in_namespace(&self.namespace, create)?)
+                .await?;
+            let delete = DeleteRequest { id, sync: true };
+            leases
+                .delete(transfer::in_namespace(&self.namespace, delete)?)
+                .await?;
+            Ok(())
+        })
+    }
+
+    /// The digest that an image name stands for, if there is such an image.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn image_digest(&self, image: &str) -> Result<Option<String>> {
+        let channel = runtime::connect(&self.socket())?;
+        let request = GetImageRequest {
+            name: image.to_owned(),
+        };
+        runtime::wait(async {
+            let mut images = ImagesClient::new(channel);
+            let request = transfer::in_namespace(&self.namespace, request)?;
+            match images.get(request).await {
+                Ok(answer) => {
+                    let target = answer.into_inner().image.and_then(|image| image.target);
+                    Ok(Some(target.context("an image without target")?.digest))
+                }
+                Err(status) if status.code() == Code::NotFound => Ok(None),
+                Err(status) => Err(status.into()),
+            }
+        })
+    }
+
+    /// The digests of all blobs in the content store, each with the time of its last
+    /// change in nanoseconds, sorted.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn blobs(&self) -> Result<Vec<(String, i128)>> {
+        let channel = runtime::connect(&self.socket())?;
+        runtime::wait(async {
+            let mut content = ContentClient::new(channel);
+            let request = transfer::in_namespace(&self.namespace, ListContentRequest::default())?;
+            let mut messages = content.list(request).await?.into_inner();
+            let mut blobs = Vec::new();
+            while let Some(message) = messages.message().await? {
+                blobs.extend(message.info.into_iter().map(|info| {
+                    let created = info.created_at.unwrap_or_default();
+                    let nanos = i128::from(created.seconds) * 1_000_000_000;
+                    (info.digest, nanos + i128::from(created.nanos))
+                }));
+            }
+            blobs.sort_unstable();
+            Ok(blobs)
+        })
+    }
+
+    /// The labels of a blob, `name=value`, sorted.
+    ///
+    /// # Errors
+    /// There is no such blob.
+    pub fn blob_labels(&self, digest: &str) -> Result<Vec<(String, String)>> {
+        let channel = runtime::connect(&self.socket())?;
+        let request = InfoRequest {
+            digest: digest.to_owned(),
+        };
+        let info = runtime::wait(async {
+            let mut content = ContentClient::new(channel);
+            let request = transfer::in_namespace(&self.namespace, request)?;
+            anyhow::Ok(content.info(request).await?.into_inner().info)
+        })?;
+        let mut labels: Vec<_> = info
+            .context("a blob without info")?
+            .labels
+            .into_iter()
+            .collect();
+        labels.sort_unstable();
+        Ok(labels)
+    }
+
+    /// The identifiers of leases that exist.
+    ///
+    /// # Errors
+    /// What `ctr` says.
+    pub fn leases(&self) -> Result<Vec<String>> {
+        let list = succeed(&mut self.ctr(&["leases", "list", "--quiet"]))?;
+        Ok(list.lines().map(str::to_owned).collect())
+    }
+
+    /// Ends what a failed test, or a containerd that was stopped, has left running.
+    fn end_containers(&self) -> Result<()> {
+        for shim in self.shims()? {
+            for container in children(shim)? {
+                // Either may end by the end of the other.
+                let _ = process::signal(container, Signal::KILL);
+            }
+            let _ = process::signal(shim, Signal::KILL);
+            poll("the end of a shim", process::SETTLE, || {
+                Ok(when(!process::is_alive(shim)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The shims that were started for this containerd: they have its socket on their command line.
+    fn shims(&self) -> Result<Vec<u32>> {
+        let socket = self.socket();
+        let mut shims = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            // A process may end meanwhile.
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<_> = command.split(|byte| *byte == 0).collect();
+            let is_shim = words[0].ends_with(b"containerd-shim-runc-v2");
+            if is_shim && words.contains(&socket.as_os_str().as_encoded_bytes()) {
+                shims.push(pid);
+            }
+        }
+        Ok(shims)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.stop();
+        if let Err(error) = self.end_containers() {
+            eprintln!("containers are left: {error:#}");
+        }
+    }
+}
+
+fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let list = fs::read_to_string(task?.path().join("children"))?;
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    Ok(children)
+}
+
+/// A container in the background, which is killed and removed with this value.
+#[derive(Debug)]
+pub struct Container<'a> {
+    containerd: &'a Containerd,
+    id: String,
+}
+
+impl Container<'_> {
+    /// Runs a command in it, and gives what that writes to standard output.
+    ///
+    /// # Errors
+    /// The command's own, and the container's end.
+    pub fn exec(&self, command: &[&str]) -> Result<String> {
+        let exec = unique("exec");
+        let mut ctr = self
+            .containerd
+            .ctr(&["tasks", "exec", "--exec-id", &exec, &self.id]);
+        succeed(ctr.args(command))
+    }
+
+    /// How its snapshot is to be mounted.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn mounts(&self, snapshotter: &str) -> Result<Vec<Mount>> {
+        Ok(self.containerd.snapshots(snapshotter)?.mounts(&self.id)?)
+    }
+
+    /// Where its root is mounted on the host.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        let tasks = self
+            .containerd
+            .dir
+            .join("state/io.containerd.runtime.v2.task");
+        tasks
+            .join(&self.containerd.namespace)
+            .join(&self.id)
+            .join("rootfs")
+    }
+
+    /// Kills and removes it, with its snapshot.
+    ///
+    /// # Errors
+    /// What `ctr` says.
+    pub fn remove(self) -> Result<()> {
+        self.end()?;
+        ensure!(
+            !self.root().exists(),
+            "the root of a removed container is left"
+        );
+        // What remains to be done was done.
+        std::mem::forget(self);
+        Ok(())
+    }
+
+    fn end(&self) -> Result<()> {
+        let ctr = |arguments: &[&str]| succeed(&mut self.containerd.ctr(arguments));
+        ctr(&["tasks", "rm", "--force", &self.id])?;
+        ctr(&["containers", "rm", &self.id])?;
+        Ok(())
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        // After a failed test there may be nothing to remove, or nobody to ask; the
+        // containerd's own end does the rest.
+        let _ = self.end();
+    }
+}

@@ -1,0 +1,124 @@
+//! A containerd with its daemon, and the images that tests run on them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::{
+    containerd::Containerd,
+    daemon::{Config, Daemon},
+    host::{Host, unique},
+    image::{Image, Layer},
+    process::succeed,
+};
+
+/// What one machine of a cluster has.
+#[derive(Debug)]
+pub struct Node {
+    // Dropped first: its containers want their snapshots removed.
+    /// containerd.
+    pub containerd: Containerd,
+    /// Its snapshotter `nix`.
+    pub daemon: Daemon,
+}
+
+impl Node {
+    /// Starts both with the defaults.
+    ///
+    /// # Errors
+    /// One of them does not start.
+    pub fn start(host: &Host) -> Result<Self> {
+        Self::start_with(host, &Config::new(host, "daemon"))
+    }
+
+    /// Starts both.
+    ///
+    /// # Errors
+    /// One of them does not start.
+    pub fn start_with(host: &Host, config: &Config) -> Result<Self> {
+        let daemon = Daemon::start(config)?;
+        let containerd = Containerd::start(host, config)?;
+        Ok(Self { containerd, daemon })
+    }
+}
+
+/// A reference that no other test uses.
+#[must_use]
+pub fn reference(name: &str) -> String {
+    format!("docker.io/library/{}:latest", unique(name))
+}
+
+/// Calls `nix2container build`.
+///
+/// # Errors
+/// The configuration cannot be written.
+pub fn build_command(
+    host: &Host,
+    reference: &str,
+    entrypoint: &[&str],
+    closure: &Path,
+    archive: &Path,
+) -> Result<Command> {
+    let config = host.dir().join(unique("config"));
+    fs::write(&config, json!({ "Entrypoint": entrypoint }).to_string())?;
+    let mut build = Command::new(host.nix2container());
+    build
+        .args(["build", "--ref", reference, "--config"])
+        .arg(config);
+    build.arg("--closure").arg(closure).arg(archive);
+    Ok(build)
+}
+
+/// Builds an archive by `nix2container build` and gives its path.
+///
+/// # Errors
+/// What it says.
+pub fn build(
+    host: &Host,
+    reference: &str,
+    entrypoint: &[&str],
+    closure: &str,
+    flags: &[&str],
+) -> Result<PathBuf> {
+    let archive = host.dir().join(unique("archive"));
+    let mut build = build_command(host, reference, entrypoint, Path::new(closure), &archive)?;
+    succeed(build.args(flags))?;
+    Ok(archive)
+}
+
+/// An ordinary layer with busybox at `/bin/busybox`.
+///
+/// # Errors
+/// There is no busybox among the fixtures.
+pub fn busybox_layer(host: &Host) -> Result<Layer> {
+    let program = fs::read(format!("{}/bin/busybox", host.fixture("busybox")?))?;
+    Layer::default()
+        .dir("bin")?
+        .file("bin/busybox", 0o755, &program)
+}
+
+/// Writes an image of the layers by hand and gives the path of its archive. It has
+/// busybox in a layer of its own at the bottom.
+///
+/// # Errors
+/// As for [`busybox_layer`].
+pub fn busybox_image(
+    host: &Host,
+    reference: &str,
+    layers: impl IntoIterator<Item = Layer>,
+) -> Result<PathBuf> {
+    let archive = host.dir().join(unique("archive"));
+    let image = Image::new(reference)
+        .entrypoint(&["/bin/busybox"])
+        .layer(busybox_layer(host)?);
+    layers
+        .into_iter()
+        .fold(image, Image::layer)
+        .write(&archive)?;
+    Ok(archive)
+}

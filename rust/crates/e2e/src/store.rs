@@ -1,0 +1,187 @@
+//! Store objects of the tests' own, built by Nix and held by roots of the test's.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    host::{Host, unique},
+    process::succeed,
+};
+
+/// A derivation whose builder is a script of busybox, the one program that every store here has.
+const EXPRESSION: &str = r#"
+{ name, script, token, inputs, busybox }:
+let shell = "${builtins.storePath busybox}/bin/busybox";
+in derivation {
+  inherit name inputs token;
+  system = builtins.currentSystem;
+  builder = shell;
+  args = [ "sh" "-euc" script ];
+  busybox = shell;
+}
+"#;
+
+/// Builds store objects that no other test has.
+#[derive(Debug)]
+pub struct Store {
+    roots: PathBuf,
+    busybox: String,
+}
+
+impl Store {
+    /// The machine's store.
+    ///
+    /// # Errors
+    /// There is no busybox to build with.
+    pub fn new(host: &Host) -> Result<Self> {
+        let roots = host.dir().join("roots");
+        fs::create_dir_all(&roots)?;
+        Ok(Self {
+            roots,
+            busybox: host.fixture("busybox")?,
+        })
+    }
+
+    /// Builds a store object by a shell script that makes `$out` with the applets of
+    /// `$busybox`. Objects among `inputs` that it names become references.
+    ///
+    /// # Errors
+    /// What Nix says.
+    pub fn build(&self, name: &str, script: &str, inputs: &[&Object]) -> Result<Object> {
+        let paths: Vec<_> = inputs.iter().map(|object| object.path()).collect();
+        self.build_with(name, script, &paths)
+    }
+
+    fn build_with(&self, name: &str, script: &str, inputs: &[&str]) -> Result<Object> {
+        let root = self.roots.join(unique(name));
+        let inputs = inputs
+            .iter()
+            .map(|path| format!("(builtins.storePath {path}) "));
+        let mut nix = Command::new("nix-build");
+        nix.args(["--expr", EXPRESSION, "--arg", "inputs"])
+            .arg(format!("[{}]", inputs.collect::<String>()))
+            .args(["--argstr", "name", name, "--argstr", "script", script])
+            .args([
+                "--argstr",
+                "token",
+                &unique(name),
+                "--argstr",
+                "busybox",
+                &self.busybox,
+            ])
+            .arg("--out-link")
+            .arg(&root);
+        let path = succeed(&mut nix)?.trim_end().to_owned();
+        Ok(Object { path, root })
+    }
+
+    /// Builds a closure-info: a directory with the closure of `objects` in its file `store-paths`.
+    ///
+    /// # Errors
+    /// What Nix says.
+    pub fn closure_info(&self, objects: &[&Object]) -> Result<Object> {
+        let mut query = Command::new("nix-store");
+        query.args(["--query", "--requisites"]);
+        query.args(objects.iter().map(|object| object.path()));
+        let closure = succeed(&mut query)?;
+        let mut paths: Vec<_> = closure.lines().collect();
+        paths.sort_unstable();
+        paths.dedup();
+        let lines = paths.join("\n");
+        let script = format!("$busybox mkdir $out; echo '{lines}' > $out/store-paths");
+        self.build_with("closure-info", &script, &paths)
+    }
+}
+
+/// A store object that a root of the test's holds until it is released.
+#[derive(Debug)]
+pub struct Object {
+    path: String,
+    root: PathBuf,
+}
+
+impl Object {
+    /// Its store path.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether it is in the store, whatever a link leads to.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok()
+    }
+
+    /// Removes the test's own root, so that only what is tested holds the object.
+    ///
+    /// # Errors
+    /// The root is gone already.
+    pub fn release(&self) -> Result<()> {
+        fs::remove_file(&self.root).with_context(|| format!("cannot release {}", self.path))
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path)
+    }
+}
+
+/// Runs Nix's garbage collector.
+///
+/// # Errors
+/// What Nix says.
+pub fn collect_garbage() -> Result<()> {
+    succeed(&mut Command::new("nix-collect-garbage"))?;
+    Ok(())
+}
+
+/// The roots that hold a store path, as Nix knows them.
+///
+/// # Errors
+/// What Nix says.
+pub fn roots_of(path: &str) -> Result<Vec<String>> {
+    let roots = succeed(Command::new("nix-store").args(["--query", "--roots", path]))?;
+    Ok(roots.lines().map(str::to_owned).collect())
+}
+
+/// Everything below a path, by name, with what a write would change: kind and mode,
+/// owner, times and content.
+///
+/// # Errors
+/// It cannot be read.
+pub fn fingerprint(path: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let mut found = BTreeMap::new();
+    let mut rest = vec![path.to_owned()];
+    while let Some(path) = rest.pop() {
+        let metadata = fs::symlink_metadata(&path)?;
+        let content = if metadata.is_symlink() {
+            fs::read_link(&path)?.to_string_lossy().into_owned()
+        } else if metadata.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                rest.push(entry?.path());
+            }
+            String::new()
+        } else {
+            crate::image::sha256(&fs::read(&path)?)
+        };
+        let facts = format!(
+            "{:o} {}:{} {}.{} {content}",
+            metadata.permissions().mode(),
+            metadata.uid(),
+            metadata.gid(),
+            metadata.ctime(),
+            metadata.ctime_nsec(),
+        );
+        found.insert(path, facts);
+    }
+    Ok(found)
+}
