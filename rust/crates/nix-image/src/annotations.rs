@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use nix_store::{Closure, LayerClosure, StoreDir};
 
-use crate::Error;
+use crate::{Error, error::shorten};
 
 /// Marks a Nix layer; the value has no meaning and is written as `true`.
 pub const NIX_LAYER: &str = "containerd.io/snapshot/nix-layer";
@@ -92,6 +92,33 @@ pub fn for_layer(closure: &LayerClosure) -> BTreeMap<String, String> {
         annotations.insert(format!("{NIX_STORE_PATH_PREFIX}{index}"), path.to_string());
     }
     annotations
+}
+
+/// Refuses annotations that containerd would not take as labels, and so fail the pull.
+///
+/// # Errors
+/// [`Error::LabelTooLong`].
+pub fn check_lengths(annotations: &BTreeMap<String, String>) -> Result<(), Error> {
+    for (label, value) in annotations {
+        let bytes = label.len() + value.len();
+        if label.starts_with(SNAPSHOT_PREFIX) && bytes > MAX_LABEL_BYTES {
+            return Err(Error::LabelTooLong {
+                label: shorten(label),
+                bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The labels that containerd gives the snapshot of a layer with these annotations.
+pub fn snapshot_labels(
+    annotations: &BTreeMap<String, String>,
+) -> impl Iterator<Item = (&str, &str)> {
+    annotations
+        .iter()
+        .map(|(label, value)| (&**label, &**value))
+        .filter(|(label, _)| label.starts_with(SNAPSHOT_PREFIX))
 }
 
 #[cfg(test)]

@@ -1,0 +1,38 @@
+//! Archives of images: OCI image layouts and `docker save`, each in a tar file.
+//!
+//! An archive is read by position, so that no blob is ever held in memory: the tar
+//! file must be plain and seekable. Whoever opens a compressed one decompresses it
+//! first ([`Compression::decoder`](crate::Compression::decoder)).
+//!
+//! Nothing in an archive is believed: digests and sizes of all that is read are
+//! checked, names must stay inside, and documents have a limit of size.
+
+mod docker;
+mod files;
+mod read;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use read::{Archive, ArchiveImage, BlobReader, StoredImage};
+pub use write::write;
+
+/// File that says that the archive is an OCI image layout.
+const OCI_LAYOUT: &str = "oci-layout";
+
+/// The version of OCI image layouts, the only one there is.
+const LAYOUT_VERSION: &str = "1.0.0";
+
+/// File of an OCI image layout that lists its images.
+const INDEX: &str = "index.json";
+
+/// File of an archive of `docker save` that lists its images.
+const DOCKER_MANIFEST: &str = "manifest.json";
+
+/// Directory of the blobs of an OCI image layout; a file name is a digest's digits.
+const BLOBS: &str = "blobs/sha256/";
+
+/// Most bytes of a JSON document that is read into memory: manifests of 50,000
+/// store paths have 6 MiB, and registries refuse more than 4 to 8 MiB.
+const MAX_DOCUMENT_BYTES: u64 = 8 << 20;

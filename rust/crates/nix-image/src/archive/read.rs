@@ -1,0 +1,448 @@
+//! Reading an archive of images.
+
+use std::{
+    collections::BTreeMap,
+    io::{Cursor, Read, Seek, Write},
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    Compression, Descriptor, Digest, Error, ImageConfig, Index, Manifest, Platform,
+    archive::{
+        BLOBS, DOCKER_MANIFEST, INDEX, LAYOUT_VERSION, OCI_LAYOUT, docker,
+        files::{Extent, Files},
+    },
+    compression::DiffIdHasher,
+    digest::Hasher,
+    manifest::{IMAGE_NAME, REF_NAME},
+};
+
+/// Most manifests and indexes that are looked into, however they are nested.
+const MAX_MANIFESTS: u32 = 1000;
+
+const CHUNK: usize = 128 << 10;
+
+/// An archive of images.
+///
+/// `R` is the tar file, plain and seekable.
+#[derive(Debug)]
+pub struct Archive<R> {
+    files: Files<R>,
+    blobs: BTreeMap<Digest, Blob>,
+    images: Vec<ArchiveImage>,
+}
+
+/// Where the content of a blob is.
+#[derive(Clone, Debug)]
+pub(super) enum Blob {
+    File(Extent),
+    /// A manifest that was made up for an archive that has none.
+    Document(Vec<u8>),
+}
+
+/// The images of an archive that have one name, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveImage {
+    /// The whole name, as it stands in the archive.
+    pub name: Option<String>,
+    /// The manifests, each for another platform.
+    pub manifests: Vec<Descriptor>,
+}
+
+/// An image of an archive, with all its documents read and checked.
+#[derive(Clone, Debug)]
+pub struct StoredImage {
+    /// The descriptor of the manifest.
+    pub descriptor: Descriptor,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The config; it has one diff ID for each layer.
+    pub config: ImageConfig,
+}
+
+impl<R: Read + Seek> Archive<R> {
+    /// Reads what is in the archive. `name` is what messages call it.
+    ///
+    /// # Errors
+    /// Say which archive and which of its files are damaged, and how.
+    pub fn open(name: impl Into<String>, file: R) -> Result<Self, Error> {
+        let mut files = Files::index(name.into(), file)?;
+        if let Some(extent) = files.get(OCI_LAYOUT) {
+            Self::open_layout(files, extent)
+        } else if let Some(extent) = files.get(DOCKER_MANIFEST) {
+            let (images, blobs) = docker::open(&mut files, extent)?;
+            Ok(Self {
+                files,
+                blobs,
+                images,
+            })
+        } else {
+            Err(Error::NotAnImage {
+                archive: files.archive,
+                reason: format!("it has neither `{OCI_LAYOUT}` nor `{DOCKER_MANIFEST}`"),
+            })
+        }
+    }
+
+    fn open_layout(mut files: Files<R>, layout: Extent) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Layout {
+            image_layout_version: String,
+        }
+        let not_an_image = |archive: &str, reason| Error::NotAnImage {
+            archive: archive.to_owned(),
+            reason,
+        };
+        let json = files.read_document(OCI_LAYOUT, layout)?;
+        let layout: Layout = parse(&files.archive, OCI_LAYOUT, &json)?;
+        if layout.image_layout_version != LAYOUT_VERSION {
+            let version = layout.image_layout_version;
+            let reason =
+                format!("its `{OCI_LAYOUT}` has version {version:?}, not {LAYOUT_VERSION}");
+            return Err(not_an_image(&files.archive, reason));
+        }
+        let index = files
+            .get(INDEX)
+            .ok_or_else(|| not_an_image(&files.archive, format!("it has no `{INDEX}`")))?;
+        let json = files.read_document(INDEX, index)?;
+        let index: Index = parse(&files.archive, INDEX, &json)?;
+
+        let blobs = files
+            .names()
+            .filter_map(|(name, extent)| {
+                let digest = format!("sha256:{}", name.strip_prefix(BLOBS)?)
+                    .parse()
+                    .ok()?;
+                Some((digest, Blob::File(extent)))
+            })
+            .collect();
+        let mut archive = Self {
+            files,
+            blobs,
+            images: Vec::new(),
+        };
+        let mut left = MAX_MANIFESTS;
+        for descriptor in index.manifests {
+            let name = image_name(&descriptor);
+            let mut manifests = Vec::new();
+            archive.flatten(descriptor, &mut left, &mut manifests)?;
+            add_image(&mut archive.images, name, manifests);
+        }
+        Ok(archive)
+    }
+
+    /// Collects the manifests below an index, each with its platform.
+    fn flatten(
+        &mut self,
+        mut descriptor: Descriptor,
+        left: &mut u32,
+        manifests: &mut Vec<Descriptor>,
+    ) -> Result<(), Error> {
+        *left = left.checked_sub(1).ok_or_else(|| Error::NotAnImage {
+            archive: self.files.archive.clone(),
+            reason: format!("it lists more than {MAX_MANIFESTS} manifests"),
+        })?;
+        if descriptor.is_index() {
+            let index: Index = self.document(&descriptor)?;
+            for descriptor in index.manifests {
+                self.flatten(descriptor, left, manifests)?;
+            }
+        } else if descriptor.is_manifest() {
+            if descriptor.platform.is_none() {
+                let manifest: Manifest = self.document(&descriptor)?;
+                let config: ImageConfig = self.document(&manifest.config)?;
+                descriptor.platform = Some(config.platform());
+            }
+            manifests.push(descriptor);
+        }
+        // Anything else is an artifact that lies beside the images.
+        Ok(())
+    }
+
+    /// What messages call the archive.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.files.archive
+    }
+
+    /// The images in the archive's order.
+    #[must_use]
+    pub fn images(&self) -> &[ArchiveImage] {
+        &self.images
+    }
+
+    /// The one of an image's manifests that runs on `platform`.
+    ///
+    /// # Errors
+    /// [`Error::Platform`], which lists what there is.
+    pub fn select<'a>(
+        &self,
+        image: &'a ArchiveImage,
+        platform: &Platform,
+    ) -> Result<&'a Descriptor, Error> {
+        let platform_of = |manifest: &'a Descriptor| manifest.platform.as_ref();
+        image
+            .manifests
+            .iter()
+            .filter_map(|manifest| Some((platform.suits(platform_of(manifest)?)?, manifest)))
+            // The first of the best.
+            .rev()
+            .max_by_key(|(rank, _)| *rank)
+            .map(|(_, manifest)| manifest)
+            .ok_or_else(|| Error::Platform {
+                archive: self.files.archive.clone(),
+                wanted: platform.to_string(),
+                found: image
+                    .manifests
+                    .iter()
+                    .filter_map(platform_of)
+                    .map(Platform::to_string)
+                    .filter(|platform| platform != "unknown/unknown")
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
+    }
+
+    /// Reads the manifest and the config of an image, and checks that they are
+    /// those of an image for containers whose layers can be unpacked.
+    ///
+    /// # Errors
+    /// Say which blob of the archive is missing, damaged or unfit.
+    pub fn image(&mut self, manifest: &Descriptor) -> Result<StoredImage, Error> {
+        let descriptor = manifest.clone();
+        let manifest: Manifest = self.document(&descriptor)?;
+        let unfit = |descriptor: &Descriptor| Error::MediaType {
+            archive: self.files.archive.clone(),
+            digest: descriptor.digest,
+            media_type: crate::error::shorten(&descriptor.media_type),
+        };
+        if !manifest.config.is_config() {
+            return Err(unfit(&manifest.config));
+        }
+        if let Some(layer) = manifest.layers.iter().find(|layer| !layer.is_layer()) {
+            return Err(unfit(layer));
+        }
+        let config: ImageConfig = self.document(&manifest.config)?;
+        if manifest.layers.len() != config.rootfs.diff_ids.len() {
+            return Err(Error::LayerCount {
+                archive: self.files.archive.clone(),
+                manifest: descriptor.digest,
+                layers: manifest.layers.len(),
+                diff_ids: config.rootfs.diff_ids.len(),
+            });
+        }
+        Ok(StoredImage {
+            descriptor,
+            manifest,
+            config,
+        })
+    }
+
+    fn document<T: DeserializeOwned>(&mut self, descriptor: &Descriptor) -> Result<T, Error> {
+        let json = self.read_blob(descriptor)?;
+        parse(&self.files.archive, &descriptor.digest.to_string(), &json)
+    }
+
+    /// The whole content of a document.
+    ///
+    /// # Errors
+    /// Those of [`Archive::blob`] and [`BlobReader::read`], and
+    /// [`Error::DocumentTooLarge`].
+    pub fn read_blob(&mut self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        if descriptor.size > super::MAX_DOCUMENT_BYTES {
+            return Err(Error::DocumentTooLarge {
+                archive: self.files.archive.clone(),
+                document: descriptor.digest.to_string(),
+                size: descriptor.size,
+                limit: super::MAX_DOCUMENT_BYTES,
+            });
+        }
+        let mut blob = self.blob(descriptor)?;
+        let mut content = Vec::new();
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            match blob.read(&mut chunk)? {
+                0 => return Ok(content),
+                read => content.extend_from_slice(&chunk[..read]),
+            }
+        }
+    }
+
+    /// The content of a blob, checked while it is read.
+    ///
+    /// # Errors
+    /// [`Error::MissingBlob`]; [`Error::BlobSize`] if it has not the size that the
+    /// descriptor says; [`Error::ReadArchive`].
+    pub fn blob(&mut self, descriptor: &Descriptor) -> Result<BlobReader<'_>, Error> {
+        let archive = self.files.archive.clone();
+        let Some(blob) = self.blobs.get(&descriptor.digest) else {
+            return Err(Error::MissingBlob {
+                archive,
+                digest: descriptor.digest,
+            });
+        };
+        let size = match blob {
+            Blob::File(extent) => extent.size,
+            Blob::Document(document) => document.len() as u64,
+        };
+        if size != descriptor.size {
+            return Err(Error::BlobSize {
+                archive,
+                digest: descriptor.digest,
+                expected: descriptor.size,
+                found: size,
+            });
+        }
+        let content: Box<dyn Read + '_> = match blob {
+            Blob::File(extent) => Box::new(self.files.open(*extent)?),
+            Blob::Document(document) => Box::new(Cursor::new(document)),
+        };
+        Ok(BlobReader {
+            archive,
+            digest: descriptor.digest,
+            content,
+            left: size,
+            hasher: Some(Hasher::default()),
+        })
+    }
+
+    /// The compression of a layer, whatever its media type says: Docker's types
+    /// do not tell.
+    ///
+    /// # Errors
+    /// Those of [`Archive::blob`], and [`Error::ReadArchive`].
+    pub fn layer_compression(&mut self, layer: &Descriptor) -> Result<Compression, Error> {
+        let mut beginning = [0; Compression::MAGIC_BYTES];
+        // Too few bytes to check the digest of: whoever uses the layer reads it whole.
+        let read = self.blob(layer)?.read_unchecked(&mut beginning)?;
+        Ok(Compression::detect(&beginning[..read]))
+    }
+
+    /// Copies a layer as it is, and checks on the way that it decompresses to `diff_id`.
+    pub(super) fn copy_layer(
+        &mut self,
+        layer: &Descriptor,
+        diff_id: Digest,
+        out: &mut impl Write,
+    ) -> Result<(), Error> {
+        let archive = self.files.archive.clone();
+        let damaged = |source| Error::DecompressLayer {
+            archive: archive.clone(),
+            digest: layer.digest,
+            source,
+        };
+        let compression = self.layer_compression(layer)?;
+        let mut hasher = DiffIdHasher::new(compression).map_err(damaged)?;
+        let mut blob = self.blob(layer)?;
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let read = blob.read(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&chunk[..read]).map_err(damaged)?;
+            out.write_all(&chunk[..read])
+                .map_err(|source| Error::WriteArchive { source })?;
+        }
+        let found = hasher.finish().map_err(damaged)?;
+        if found != diff_id {
+            return Err(Error::DiffId {
+                archive,
+                layer: layer.digest,
+                expected: diff_id,
+                found,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Reads a blob. Its digest is checked with the last byte: what was read before
+/// must not be used if the end is an error.
+pub struct BlobReader<'a> {
+    archive: String,
+    digest: Digest,
+    content: Box<dyn Read + 'a>,
+    left: u64,
+    /// `None` once it has been checked.
+    hasher: Option<Hasher>,
+}
+
+impl BlobReader<'_> {
+    /// Fills `buffer` as far as there is content; 0 is the end.
+    ///
+    /// # Errors
+    /// [`Error::BlobDigest`] at the end of a blob that is not what its digest says,
+    /// [`Error::ReadArchive`].
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        let filled = self.read_unchecked(buffer)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..filled]);
+        }
+        if self.left == 0
+            && let Some(hasher) = self.hasher.take()
+        {
+            let found = hasher.finish();
+            if found != self.digest {
+                return Err(Error::BlobDigest {
+                    archive: self.archive.clone(),
+                    digest: self.digest,
+                    found,
+                });
+            }
+        }
+        Ok(filled)
+    }
+
+    fn read_unchecked(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        self.content
+            .read_exact(&mut buffer[..wanted])
+            .map_err(|source| Error::ReadArchive {
+                archive: self.archive.clone(),
+                source,
+            })?;
+        self.left -= wanted as u64;
+        Ok(wanted)
+    }
+}
+
+pub(super) fn parse<T: DeserializeOwned>(
+    archive: &str,
+    document: &str,
+    json: &[u8],
+) -> Result<T, Error> {
+    serde_json::from_slice(json).map_err(|source| Error::Document {
+        archive: archive.to_owned(),
+        document: document.to_owned(),
+        source,
+    })
+}
+
+/// The name that an entry of `index.json` gives: a reference by OCI's annotation
+/// is mostly a tag alone and then names nothing.
+fn image_name(descriptor: &Descriptor) -> Option<String> {
+    let annotation = |name| {
+        descriptor
+            .annotations
+            .get(name)
+            .filter(|value| !value.is_empty())
+    };
+    annotation(IMAGE_NAME)
+        .or_else(|| annotation(REF_NAME).filter(|name| name.contains(['/', ':', '@'])))
+        .cloned()
+}
+
+/// Adds manifests to the image of that name.
+pub(super) fn add_image(
+    images: &mut Vec<ArchiveImage>,
+    name: Option<String>,
+    manifests: Vec<Descriptor>,
+) {
+    match images.iter_mut().find(|image| image.name == name) {
+        Some(image) => image.manifests.extend(manifests),
+        None => images.push(ArchiveImage { name, manifests }),
+    }
+}

@@ -1,0 +1,132 @@
+//! Putting an image together: a base, a layer of store paths, a config.
+
+use crate::{
+    Compression, Descriptor, Digest, Error, ImageConfig, Layer, Manifest, Platform, Reference,
+    RuntimeConfig,
+    archive::StoredImage,
+    config::History,
+    manifest::{layer_media_type, media_type},
+};
+
+/// What the history of an image calls the step that added its layer.
+const CREATED_BY: &str = "nix2container build";
+
+/// An image that is ready to be written.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    pub(crate) reference: Reference,
+    pub(crate) platform: Platform,
+    pub(crate) manifest: Document,
+    pub(crate) config: Document,
+    /// The layers that are taken over, each with its diff ID.
+    pub(crate) base_layers: Vec<(Descriptor, Digest)>,
+    pub(crate) layer: Option<Layer>,
+}
+
+/// A JSON document with its descriptor.
+#[derive(Clone, Debug)]
+pub(crate) struct Document {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) json: Vec<u8>,
+}
+
+/// What an image is built upon.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The image.
+    pub image: StoredImage,
+    /// The compression of each of its layers.
+    pub compressions: Vec<Compression>,
+}
+
+impl NewImage {
+    /// Puts an image together.
+    ///
+    /// It inherits from `base` as a Dockerfile's image does from its `FROM`, and the
+    /// base's layers with their annotations: what a base that is a Nix image asks
+    /// for is mounted for this one, too. `platform` is that of an image without base.
+    ///
+    /// # Errors
+    /// [`Error::Json`], which no image is known to give.
+    pub fn new(
+        reference: Reference,
+        platform: Platform,
+        runtime: RuntimeConfig,
+        base: Option<Base>,
+        layer: Option<Layer>,
+    ) -> Result<Self, Error> {
+        let mut config;
+        let mut base_layers = Vec::new();
+        match base {
+            None => {
+                config = ImageConfig {
+                    architecture: platform.architecture,
+                    config: runtime,
+                    os: platform.os,
+                    variant: platform.variant,
+                    ..ImageConfig::default()
+                };
+            }
+            Some(base) => {
+                config = base.image.config;
+                config.config = runtime.on_top_of(config.config);
+                let layers = base
+                    .image
+                    .manifest
+                    .layers
+                    .into_iter()
+                    .zip(base.compressions);
+                base_layers = layers
+                    // All layers of a manifest are of one family of media types.
+                    .map(|(layer, compression)| Descriptor {
+                        media_type: layer_media_type(compression),
+                        ..layer
+                    })
+                    .zip(config.rootfs.diff_ids.iter().copied())
+                    .collect();
+            }
+        }
+        if let Some(layer) = &layer {
+            config.rootfs.diff_ids.push(layer.diff_id);
+        }
+        config.history.push(History {
+            created_by: Some(CREATED_BY.to_owned()),
+            empty_layer: layer.is_none(),
+            ..History::default()
+        });
+        let platform = config.platform();
+        let config = Document::new(media_type::CONFIG, &config)?;
+        let layers = base_layers.iter().map(|(layer, _)| layer);
+        let layers = layers.chain(layer.as_ref().map(|layer| &layer.descriptor));
+        let manifest = Manifest {
+            config: config.descriptor.clone(),
+            layers: layers.cloned().collect(),
+            media_type: media_type::MANIFEST.to_owned(),
+            schema_version: 2,
+        };
+        Ok(Self {
+            reference,
+            platform,
+            manifest: Document::new(media_type::MANIFEST, &manifest)?,
+            config,
+            base_layers,
+            layer,
+        })
+    }
+
+    /// The digest of the manifest, which identifies the image.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.manifest.descriptor.digest
+    }
+}
+
+impl Document {
+    fn new(media_type: &str, content: &impl serde::Serialize) -> Result<Self, Error> {
+        let json = serde_json::to_vec(content).map_err(|source| Error::Json { source })?;
+        Ok(Self {
+            descriptor: Descriptor::of(media_type, &json),
+            json,
+        })
+    }
+}

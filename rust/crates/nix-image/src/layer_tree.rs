@@ -1,0 +1,401 @@
+//! The files of a layer.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use nix_store::{StoreDir, StorePath};
+use tar::{EntryType, Header};
+
+use crate::Error;
+
+/// Name prefix by which a layer deletes a file of a lower one (image-spec, `layer.md`).
+const WHITEOUT_PREFIX: &str = ".wh.";
+
+/// What a store path is, by `lstat`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// Whether it may be executed.
+        executable: bool,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// What it points to, as `readlink` tells it.
+        target: PathBuf,
+    },
+}
+
+/// What a tree of `copyToRoot` brings to one path of the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootEntry {
+    /// The path below `/`, without the slash.
+    pub path: PathBuf,
+    /// Where in the store it comes from.
+    pub source: PathBuf,
+    /// For anything but a directory: what `source` leads to in the end. Two trees
+    /// may bring the same file.
+    pub file: Option<PathBuf>,
+}
+
+/// The files of a layer, by path.
+#[derive(Clone, Debug, Default)]
+pub struct LayerTree {
+    // Paths compare by component: a directory precedes what is in it.
+    nodes: BTreeMap<PathBuf, Node>,
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    kind: NodeKind,
+    /// What asked for the node first: the other party of a collision.
+    source: PathBuf,
+    /// See [`RootEntry::file`].
+    file: Option<PathBuf>,
+}
+
+impl LayerTree {
+    /// A tree that has the store directory and its parents.
+    ///
+    /// # Errors
+    /// [`Error::Whiteout`] for a store directory of such a name.
+    pub fn new(store_dir: &StoreDir) -> Result<Self, Error> {
+        let mut tree = Self::default();
+        tree.add(
+            below_root(Path::new(store_dir.as_str())),
+            Node {
+                kind: NodeKind::Directory,
+                source: store_dir.as_str().into(),
+                file: None,
+            },
+        )?;
+        Ok(tree)
+    }
+
+    /// Adds the mount point of a store path. A link is no place for a mount, it is
+    /// in the layer itself.
+    ///
+    /// # Errors
+    /// [`Error::Collision`] with what `copyToRoot` brought before.
+    pub fn add_mount_point(&mut self, path: &StorePath, kind: NodeKind) -> Result<(), Error> {
+        self.add(
+            below_root(path.as_path()),
+            Node {
+                kind,
+                source: path.as_path().into(),
+                file: None,
+            },
+        )
+    }
+
+    /// Adds a directory of `copyToRoot`, or a link to anything else.
+    ///
+    /// # Errors
+    /// [`Error::Collision`] if two trees bring different files to one path;
+    /// [`Error::Whiteout`] for a file whose name would delete another.
+    pub fn add_root_entry(&mut self, entry: RootEntry) -> Result<(), Error> {
+        let kind = match &entry.file {
+            None => NodeKind::Directory,
+            Some(_) => NodeKind::Symlink {
+                target: entry.source.clone(),
+            },
+        };
+        self.add(
+            entry.path,
+            Node {
+                kind,
+                source: entry.source,
+                file: entry.file,
+            },
+        )
+    }
+
+    fn add(&mut self, path: PathBuf, node: Node) -> Result<(), Error> {
+        if path.file_name().is_some_and(is_whiteout) {
+            return Err(Error::Whiteout { path: node.source });
+        }
+        if let Some(parent) = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            let is_directory = self
+                .nodes
+                .get(parent)
+                .is_some_and(|parent| parent.kind == NodeKind::Directory);
+            if !is_directory {
+                self.add(
+                    parent.to_owned(),
+                    Node {
+                        kind: NodeKind::Directory,
+                        source: node.source.clone(),
+                        file: None,
+                    },
+                )?;
+            }
+        }
+        match self.nodes.entry(path) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(node);
+                Ok(())
+            }
+            Entry::Occupied(old) => {
+                let same_kind = old.get().kind == node.kind;
+                let same_file = old.get().file == node.file && node.file.is_some();
+                if same_kind || same_file {
+                    return Ok(());
+                }
+                Err(Error::Collision {
+                    path: Path::new("/").join(old.key()),
+                    first: old.get().source.clone(),
+                    second: node.source,
+                })
+            }
+        }
+    }
+
+    /// Writes the tree as a tar archive.
+    pub(crate) fn write(&self, out: impl Write) -> io::Result<()> {
+        let mut tar = tar::Builder::new(out);
+        for (path, node) in &self.nodes {
+            let mut header = Header::new_ustar();
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_size(0);
+            match &node.kind {
+                NodeKind::Directory => {
+                    header.set_entry_type(EntryType::Directory);
+                    header.set_mode(0o755);
+                    tar.append_data(&mut header, path.join(""), io::empty())?;
+                }
+                NodeKind::File { executable } => {
+                    header.set_entry_type(EntryType::Regular);
+                    header.set_mode(if *executable { 0o555 } else { 0o444 });
+                    tar.append_data(&mut header, path, io::empty())?;
+                }
+                NodeKind::Symlink { target } => {
+                    header.set_entry_type(EntryType::Symlink);
+                    header.set_mode(0o777);
+                    let target = target.as_os_str().as_encoded_bytes();
+                    if header.set_link_name_literal(target).is_err() {
+                        append_long_link(&mut tar, target)?;
+                    }
+                    tar.append_data(&mut header, path, io::empty())?;
+                }
+            }
+        }
+        tar.finish()
+    }
+}
+
+/// Writes GNU's extension for the target of the link that follows.
+///
+/// `tar::Builder::append_link` would do, but it normalises short targets.
+fn append_long_link(tar: &mut tar::Builder<impl Write>, target: &[u8]) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    header.set_path("././@LongLink")?;
+    header.set_entry_type(EntryType::GNULongLink);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(target.len() as u64 + 1);
+    header.set_cksum();
+    tar.append(&header, target.chain(&[0][..]))
+}
+
+fn is_whiteout(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes()
+        .starts_with(WHITEOUT_PREFIX.as_bytes())
+}
+
+fn below_root(path: &Path) -> PathBuf {
+    path.strip_prefix("/").unwrap_or(path).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const HASH: &str = "8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr";
+
+    fn store_path(name: &str) -> StorePath {
+        StoreDir::default()
+            .parse(&format!("/nix/store/{HASH}-{name}"))
+            .unwrap()
+    }
+
+    fn tree() -> LayerTree {
+        LayerTree::new(&StoreDir::default()).unwrap()
+    }
+
+    fn entry(path: &str, source: &str, file: Option<&str>) -> RootEntry {
+        RootEntry {
+            path: path.into(),
+            source: source.into(),
+            file: file.map(PathBuf::from),
+        }
+    }
+
+    /// The entries of a layer, each as a line of type, mode, path and target.
+    fn list(tree: &LayerTree) -> Vec<String> {
+        let mut layer = Vec::new();
+        tree.write(&mut layer).unwrap();
+        let mut archive = tar::Archive::new(&*layer);
+        archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let header = entry.header();
+                assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
+                assert_eq!((header.mtime().unwrap(), entry.size()), (0, 0));
+                assert_eq!(
+                    (header.username(), header.groupname()),
+                    (Ok(Some("")), Ok(Some("")))
+                );
+                let kind = match header.entry_type() {
+                    EntryType::Directory => 'd',
+                    EntryType::Regular => '-',
+                    EntryType::Symlink => 'l',
+                    other => panic!("{other:?}"),
+                };
+                let path = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+                let target = entry.link_name().unwrap();
+                let target =
+                    target.map_or(String::new(), |target| format!(" -> {}", target.display()));
+                format!("{kind}{:o} {path}{target}", header.mode().unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_mount_point_is_of_the_kind_of_its_store_path() {
+        let mut tree = tree();
+        for (name, kind) in [
+            ("d", NodeKind::Directory),
+            ("x", NodeKind::File { executable: true }),
+            ("f", NodeKind::File { executable: false }),
+            (
+                "l",
+                NodeKind::Symlink {
+                    target: "../e/./x".into(),
+                },
+            ),
+        ] {
+            tree.add_mount_point(&store_path(name), kind).unwrap();
+        }
+        assert_eq!(
+            list(&tree),
+            [
+                "d755 nix/".to_owned(),
+                "d755 nix/store/".to_owned(),
+                format!("d755 nix/store/{HASH}-d/"),
+                format!("-444 nix/store/{HASH}-f"),
+                format!("l777 nix/store/{HASH}-l -> ../e/./x"),
+                format!("-555 nix/store/{HASH}-x"),
+            ]
+        );
+    }
+
+    #[test]
+    fn another_store_directory_has_other_parents() {
+        let store_dir = StoreDir::new("/home/ann/store").unwrap();
+        let tree = LayerTree::new(&store_dir).unwrap();
+        assert_eq!(
+            list(&tree),
+            ["d755 home/", "d755 home/ann/", "d755 home/ann/store/"]
+        );
+    }
+
+    #[test]
+    fn trees_are_joined_into_one_farm_of_links() {
+        let mut tree = tree();
+        for entry in [
+            entry(
+                "bin/sh",
+                "/nix/store/a/bin/sh",
+                Some("/nix/store/bash/bin/bash"),
+            ),
+            entry("bin", "/nix/store/b/bin", None),
+            entry("bin/ls", "/nix/store/b/bin/ls", Some("/nix/store/b/bin/ls")),
+            // The same file by another way.
+            entry(
+                "bin/sh",
+                "/nix/store/b/bin/sh",
+                Some("/nix/store/bash/bin/bash"),
+            ),
+        ] {
+            tree.add_root_entry(entry).unwrap();
+        }
+        assert_eq!(
+            list(&tree),
+            [
+                "d755 bin/",
+                "l777 bin/ls -> /nix/store/b/bin/ls",
+                "l777 bin/sh -> /nix/store/a/bin/sh",
+                "d755 nix/",
+                "d755 nix/store/",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_collides_is_named_with_both_sources() {
+        let file = |path: &str, source: &str| entry(path, source, Some(source));
+        for (first, second) in [
+            (file("bin/sh", "/s/a/bin/sh"), file("bin/sh", "/s/b/bin/sh")),
+            (file("bin", "/s/a/bin"), file("bin/sh", "/s/b/bin/sh")),
+            (file("bin/sh", "/s/a/bin/sh"), file("bin", "/s/b/bin")),
+            (file("bin", "/s/a/bin"), entry("bin", "/s/b/bin", None)),
+        ] {
+            let mut tree = tree();
+            tree.add_root_entry(first.clone()).unwrap();
+            let message = tree.add_root_entry(second.clone()).unwrap_err().to_string();
+            for source in [&first.source, &second.source] {
+                assert!(message.contains(source.to_str().unwrap()), "{message}");
+            }
+        }
+        let error = tree()
+            .add_root_entry(file("nix/store", "/s/a/nix/store"))
+            .unwrap_err();
+        assert!(matches!(error, Error::Collision { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_name_that_deletes_files_is_refused() {
+        for path in [".wh.etc", "etc/.wh..wh..opq"] {
+            let error = tree()
+                .add_root_entry(entry(path, "/s/a", Some("/s/a")))
+                .unwrap_err();
+            assert!(matches!(error, Error::Whiteout { .. }), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_survives(names in vec("[^/\\x00]{1,120}", 1..6), target in "/[^\\x00]{1,150}[a-z]") {
+            let path: PathBuf = names.iter().filter(|name| !matches!(name.as_str(), "." | "..")).collect();
+            prop_assume!(path.file_name().is_some_and(|name| !is_whiteout(name)));
+            prop_assume!(!names.iter().any(|name| name.starts_with(WHITEOUT_PREFIX)));
+            let mut tree = LayerTree::default();
+            tree.add_root_entry(RootEntry {
+                path: path.clone(),
+                source: target.clone().into(),
+                file: Some(target.clone().into()),
+            })
+            .unwrap();
+            let lines = list(&tree);
+            prop_assert_eq!(lines.len(), path.components().count());
+            let link = format!("l777 {} -> {}", path.display(), target);
+            prop_assert_eq!(lines.last().unwrap(), &link);
+        }
+    }
+}

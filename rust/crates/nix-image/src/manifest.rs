@@ -1,0 +1,233 @@
+//! Manifests, indexes and descriptors, as far as images of containers need them.
+//!
+//! Keys are declared in the order of the alphabet, in which they are written:
+//! equal input gives equal bytes, and so equal digests.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{Compression, Digest, Platform};
+
+/// Media types of OCI 1.1 and of Docker's image format 2.
+pub mod media_type {
+    /// An image manifest.
+    pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    /// An image index.
+    pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    /// An image config.
+    pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    /// A layer; `+gzip` or `+zstd` follows if it is compressed.
+    pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+    pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    pub(super) const DOCKER_INDEX: &str =
+        "application/vnd.docker.distribution.manifest.list.v2+json";
+    pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+    pub(super) const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+}
+
+/// The annotation that names an image in an archive, as containerd writes it.
+pub const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// OCI's annotation for a reference in an archive: mostly the tag alone.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Says where a blob is, what it is, and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Arbitrary metadata; a Nix layer names its store paths here.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub annotations: BTreeMap<String, String>,
+    /// The blob's digest.
+    pub digest: Digest,
+    /// What the blob is.
+    pub media_type: String,
+    /// What the image runs on; of manifests only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// The blob's size in bytes.
+    pub size: u64,
+}
+
+impl Descriptor {
+    /// The descriptor of a blob that is in memory.
+    #[must_use]
+    pub fn of(media_type: impl Into<String>, blob: &[u8]) -> Self {
+        Self {
+            annotations: BTreeMap::new(),
+            digest: Digest::of(blob),
+            media_type: media_type.into(),
+            platform: None,
+            size: blob.len() as u64,
+        }
+    }
+
+    /// Whether it is of an image manifest.
+    #[must_use]
+    pub fn is_manifest(&self) -> bool {
+        matches!(
+            self.media_type.as_str(),
+            media_type::MANIFEST | media_type::DOCKER_MANIFEST
+        )
+    }
+
+    /// Whether it is of an index of manifests.
+    #[must_use]
+    pub fn is_index(&self) -> bool {
+        matches!(
+            self.media_type.as_str(),
+            media_type::INDEX | media_type::DOCKER_INDEX
+        )
+    }
+
+    /// Whether it is of the config of an image for containers.
+    #[must_use]
+    pub fn is_config(&self) -> bool {
+        matches!(
+            self.media_type.as_str(),
+            media_type::CONFIG | media_type::DOCKER_CONFIG
+        )
+    }
+
+    /// Whether it is of a layer that can be unpacked: a tar archive, plain or compressed.
+    #[must_use]
+    pub fn is_layer(&self) -> bool {
+        let media_type = self.media_type.as_str();
+        match media_type.strip_prefix(media_type::LAYER) {
+            Some(suffix) => matches!(suffix, "" | "+gzip" | "+zstd"),
+            None => matches!(
+                media_type.strip_prefix(media_type::DOCKER_LAYER),
+                Some("" | ".gzip" | ".zstd")
+            ),
+        }
+    }
+}
+
+/// OCI's media type of a layer with this compression.
+#[must_use]
+pub fn layer_media_type(compression: Compression) -> String {
+    let suffix = match compression {
+        Compression::None => "",
+        Compression::Gzip => "+gzip",
+        Compression::Zstd => "+zstd",
+    };
+    format!("{}{suffix}", media_type::LAYER)
+}
+
+/// An image manifest: the config and the layers of one image for one platform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// The image config.
+    pub config: Descriptor,
+    /// The layers, the lowest first.
+    pub layers: Vec<Descriptor>,
+    /// What this document is; the descriptor says so as well.
+    #[serde(default)]
+    pub media_type: String,
+    /// 2.
+    pub schema_version: u32,
+}
+
+/// An index: manifests, each with its name or its platform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Index {
+    /// The manifests, or further indexes.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub manifests: Vec<Descriptor>,
+    /// What this document is.
+    #[serde(default)]
+    pub media_type: String,
+    /// 2.
+    pub schema_version: u32,
+}
+
+/// Programs in Go write `null` for an empty list or map.
+pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_can_be_unpacked_are_told_by_their_type() {
+        for (media_type, is_layer) in [
+            ("application/vnd.oci.image.layer.v1.tar", true),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", true),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", true),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", true),
+            ("application/vnd.docker.image.rootfs.diff.tar", true),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+                false,
+            ),
+            (
+                "application/vnd.oci.image.layer.nondistributable.v1.tar",
+                false,
+            ),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                false,
+            ),
+            ("application/vnd.erofs.layer.v1", false),
+            ("application/vnd.in-toto+json", false),
+        ] {
+            assert_eq!(
+                Descriptor::of(media_type, b"").is_layer(),
+                is_layer,
+                "{media_type}"
+            );
+        }
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            assert!(Descriptor::of(layer_media_type(compression), b"").is_layer());
+        }
+    }
+
+    #[test]
+    fn keys_are_written_in_the_order_of_the_alphabet() {
+        let mut descriptor = Descriptor::of(media_type::MANIFEST, b"x");
+        descriptor.platform = Some(Platform::host());
+        descriptor.annotations.insert("a".into(), "b".into());
+        let index = Index {
+            manifests: vec![descriptor.clone()],
+            media_type: media_type::INDEX.into(),
+            schema_version: 2,
+        };
+        let manifest = Manifest {
+            config: descriptor.clone(),
+            layers: vec![descriptor],
+            media_type: media_type::MANIFEST.into(),
+            schema_version: 2,
+        };
+        assert_sorted(&index);
+        assert_sorted(&manifest);
+    }
+
+    /// `serde_json::Value` sorts the keys of its objects.
+    pub(crate) fn assert_sorted(document: &impl Serialize) {
+        let text = serde_json::to_string(document).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(text, value.to_string());
+    }
+
+    #[test]
+    fn documents_of_go_programs_are_read() {
+        let index: Index = serde_json::from_str(r#"{"schemaVersion":2,"manifests":null}"#).unwrap();
+        assert!(index.manifests.is_empty());
+        let negative = r#"{"mediaType":"x","digest":"sha256:00","size":-1}"#;
+        assert!(serde_json::from_str::<Descriptor>(negative).is_err());
+    }
+}
