@@ -58,6 +58,8 @@ mod mounts;
 mod row;
 mod snapshotter;
 mod store;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 pub use error::{Code, Error, Result};

@@ -7,8 +7,8 @@
 //! |---|---|
 //! | `field` | the field is there |
 //! | `field==value` | it is there and has this value |
-//! | `field!=value` | it is absent or has another value |
-//! | `field~=value` | the regular expression matches somewhere in its value, which is empty when it is absent |
+//! | `field!=value` | it has another value, where an absent field has the empty one |
+//! | `field~=value` | the regular expression matches somewhere in its value, as above |
 //!
 //! The fields are `kind` (`active`, `view` or `committed`), `name`, `parent` (empty, not absent, when there is none)
 //! and `labels.<name>`; any other is absent.
@@ -105,7 +105,7 @@ impl Selector {
         match &self.test {
             Test::Present => value.is_some(),
             Test::Equal(wanted) => value == Some(wanted),
-            Test::NotEqual(wanted) => value != Some(wanted),
+            Test::NotEqual(wanted) => value.unwrap_or_default() != wanted,
             Test::Matches(regex) => regex
                 .as_ref()
                 .is_some_and(|regex| regex.is_match(value.unwrap_or_default())),
@@ -130,6 +130,8 @@ impl Field {
 }
 
 /// A regular expression that is not valid matches nothing, as in containerd; one that is too large is an error.
+///
+/// The dialects of Go and of this crate differ at the edges: Go has `\101` for a character, this one has `\u0041`.
 fn regex(pattern: &str) -> Result<Option<Regex>> {
     match RegexBuilder::new(pattern)
         .size_limit(MAX_REGEX_BYTES)

@@ -11,7 +11,8 @@
 //! quoted    = '"' *( character / escape ) '"'          ; the value of "~=" also between / / and | |
 //! ```
 //!
-//! White space may stand before a field, an operator and a value, as containerd's scanner has it. Escapes are those of
+//! White space may stand before a field, an operator and a value, as containerd's scanner has it. Unlike there, invisible
+//! format characters (Unicode category Cf) need no quotes. Escapes are those of
 //! Go: `\a \b \f \n \r \t \v \\`, the quote itself, `\ooo`, `\xhh`, `\uhhhh` and `\Uhhhhhhhh`.
 
 use super::{Field, Selector, Test, regex};
@@ -186,8 +187,14 @@ impl<'a> Parser<'a> {
     }
 
     fn error(&self, offset: usize, reason: &'static str) -> Error {
+        // A message travels in an HTTP/2 header, where much more than this would not arrive.
+        let mut filter = self.input.to_owned();
+        if filter.len() > 512 {
+            filter.truncate(filter.floor_char_boundary(512));
+            filter.push('…');
+        }
         Error::FilterSyntax {
-            filter: self.input.to_owned(),
+            filter,
             offset,
             reason,
         }

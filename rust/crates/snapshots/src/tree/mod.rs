@@ -229,7 +229,12 @@ fn enter<V: Visitor>(
     let mut buffer = [MaybeUninit::uninit(); 8192];
     let mut entries = RawDir::new(dir, &mut buffer);
     while let Some(entry) = entries.next() {
-        let entry = entry?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            // The directory was deleted after it was opened.
+            Err(Errno::NOENT) => break,
+            Err(errno) => return Err(errno),
+        };
         let name = entry.file_name();
         if name == c"." || name == c".." {
             continue;
@@ -256,18 +261,23 @@ fn enter<V: Visitor>(
 
 /// Goes from `here` to the directory above, which is the last of `levels`.
 ///
-/// When `here` was moved meanwhile, `..` is another directory. Then the way is found again from the top, and the
-/// levels that are no longer there are given up, like any file that vanishes during a walk.
+/// When `here` was moved or deleted meanwhile, `..` is another directory or none. Then the way is found again from the
+/// top, and the levels that are no longer there are given up, like any file that vanishes during a walk.
 fn ascend(parent: &Path, here: &OwnedFd, levels: &mut Vec<Level>) -> Result<OwnedFd, Errno> {
-    let above = openat(
+    match openat(
         here,
         c"..",
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
-    )?;
-    let found = identity(&attributes(&above, c"")?);
-    if levels.last().is_some_and(|level| level.identity == found) {
-        return Ok(above);
+    ) {
+        Ok(above) => {
+            let found = identity(&attributes(&above, c"")?);
+            if levels.last().is_some_and(|level| level.identity == found) {
+                return Ok(above);
+            }
+        }
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
     }
     let mut dir = open_top(parent)?;
     for depth in 1..levels.len() {
@@ -303,3 +313,6 @@ fn shown(parent: &Path, levels: &[Level]) -> PathBuf {
         .map(|level| OsStr::from_bytes(level.name.to_bytes()));
     parent.iter().chain(way).collect()
 }
+
+#[cfg(test)]
+mod tests;
