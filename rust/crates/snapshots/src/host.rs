@@ -150,3 +150,61 @@ fn can_userxattr(dir: &Path) -> bool {
         .inspect_err(|error| tracing::info!(%error, "overlay mounts will be without userxattr"))
         .is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{NAMESPACE, isolated};
+
+    #[test]
+    fn a_probe_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("probe/lower/left by a killed process")).unwrap();
+        Host::probe(root.path()).unwrap();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_user_namespace_needs_userxattr() {
+        if !isolated(NAMESPACE, "host::tests::a_user_namespace_needs_userxattr") {
+            return;
+        }
+        assert!(in_user_namespace());
+        let root = tempfile::tempdir().unwrap();
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split('.').map_while(|number| number.parse().ok());
+        let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+        let tmpfs = rustix::fs::statfs(root.path()).unwrap().f_type == 0x0102_1994;
+        let wanted = version >= if tmpfs { (6, 6) } else { (5, 11) };
+        assert_eq!(
+            Host::probe(root.path()).unwrap().userxattr,
+            wanted,
+            "{version:?}"
+        );
+    }
+
+    #[test]
+    fn options_are_added_unless_configured() {
+        let options = |host: Host, configured: &[&str]| {
+            let configured: Vec<String> =
+                configured.iter().map(|&option| option.to_owned()).collect();
+            host.overlay_options(&configured).join(",")
+        };
+        let all = Host {
+            index: true,
+            userxattr: true,
+        };
+        let none = Host {
+            index: false,
+            userxattr: false,
+        };
+        assert_eq!(options(all, &[]), "userxattr,index=off");
+        assert_eq!(options(all, &["volatile"]), "volatile,userxattr,index=off");
+        assert_eq!(
+            options(all, &["index=on", "userxattr"]),
+            "index=on,userxattr"
+        );
+        assert_eq!(options(none, &[]), "");
+        assert_eq!(options(none, &["metacopy=on"]), "metacopy=on");
+    }
+}

@@ -1,5 +1,10 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt, lchown};
+use std::time::SystemTime;
+
 use super::*;
 use crate::error::Code;
+use crate::testing::{NAMESPACE, isolated};
 
 fn open(root: &Path) -> Snapshotter {
     Snapshotter::open(root, &Options::default()).unwrap()
@@ -12,33 +17,526 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
         .collect()
 }
 
-fn create(snapshotter: &Snapshotter, kind: Kind, key: &str, parent: &str) -> Result<Snapshot> {
-    let reservation = snapshotter.reserve();
-    snapshotter.create(reservation, kind, key, Some(parent), labels(&[("l", "1")]))
+fn create(s: &Snapshotter, kind: Kind, key: &str, parent: &str) -> Result<Snapshot> {
+    s.create(s.reserve(), kind, key, Some(parent), labels(&[("l", "1")]))
+}
+
+/// A committed snapshot.
+fn layer(s: &Snapshotter, name: &str, parent: &str) -> Id {
+    let id = create(s, Kind::Active, "being made", parent).unwrap().id;
+    s.commit(name, "being made", None, Labels::new()).unwrap();
+    id
+}
+
+fn all(s: &Snapshotter) -> Vec<Info> {
+    let mut infos = Vec::new();
+    s.list::<&str>(&[], |info| {
+        infos.push(info);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    infos
+}
+
+fn names(s: &Snapshotter) -> Vec<String> {
+    all(s).into_iter().map(|info| info.name).collect()
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 #[test]
-fn the_life_of_a_snapshot() {
+fn a_commit_keeps_the_directory_and_nothing_else() {
     let root = tempfile::tempdir().unwrap();
     let s = open(root.path());
-    let a = create(&s, Kind::Active, "a", "").unwrap();
-    assert_eq!(a.parents, []);
-    s.commit("layer", "a", None, labels(&[("m", "2"), ("none", "")]))
+    let active = create(&s, Kind::Active, "key", "").unwrap();
+    fs::write(s.layer_dir(active.id).join("file"), "content").unwrap();
+    let before = SystemTime::now();
+    s.commit("name", "key", None, labels(&[("m", "2"), ("empty", "")]))
         .unwrap();
-    let info = s.stat("layer").unwrap();
+    let info = s.stat("name").unwrap();
     assert_eq!((info.kind, info.parent.as_str()), (Kind::Committed, ""));
     assert_eq!(info.created, info.updated);
-    assert_eq!(info.labels, labels(&[("m", "2")]));
-    assert_eq!(s.stat("a").unwrap_err().code(), Code::NotFound);
-    let b = create(&s, Kind::Active, "b", "layer").unwrap();
-    assert_eq!(b.parents, [a.id]);
-    let error = s.remove("layer").unwrap_err();
-    assert_eq!(error.code(), Code::FailedPrecondition);
-    assert!(error.to_string().contains("remove"));
-    assert!(s.usage("layer").unwrap().inodes == 1);
-    s.remove("b").unwrap();
-    s.remove("layer").unwrap();
-    assert!(s.layer_dir(a.id).exists());
+    assert!(before <= info.created && info.created <= SystemTime::now());
+    assert_eq!(
+        info.labels,
+        labels(&[("m", "2")]),
+        "replaced, and without the empty one"
+    );
+    assert_eq!(s.stat("key").unwrap_err().code(), Code::NotFound);
+    assert_eq!(names(&s), ["name"]);
+    let view = create(&s, Kind::View, "key", "name").unwrap();
+    assert_eq!(view.parents, [active.id]);
+    assert_eq!(
+        fs::read(s.layer_dir(active.id).join("file")).unwrap(),
+        b"content"
+    );
+}
+
+#[test]
+fn every_refusal_has_its_code_and_changes_nothing() {
+    use Code::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound};
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    layer(&s, "base", "");
+    layer(&s, "layer", "base");
+    create(&s, Kind::Active, "active", "layer").unwrap();
+    create(&s, Kind::Active, "orphan", "").unwrap();
+    create(&s, Kind::View, "view", "layer").unwrap();
+    let before = all(&s);
+
+    let new = |kind, key: &str, parent: &str| {
+        let tested = s.check_new(kind, key, Some(parent)).unwrap_err();
+        let made = create(&s, kind, key, parent).map(drop).unwrap_err();
+        assert_eq!(tested.to_string(), made.to_string());
+        Err(made)
+    };
+    let commit =
+        |name: &str, key: &str, parent: &str| s.commit(name, key, Some(parent), Labels::new());
+    let update = |key: &str, path: &str| s.update(key, &Labels::new(), &[path]).map(drop);
+    let cases = [
+        (new(Kind::Active, "", ""), InvalidArgument, "key"),
+        (new(Kind::Active, "x", "none"), NotFound, "parent \"none\""),
+        (
+            new(Kind::Active, "view", "none"),
+            NotFound,
+            "parent \"none\"",
+        ),
+        (
+            new(Kind::Active, "x", "active"),
+            InvalidArgument,
+            "committed",
+        ),
+        (new(Kind::View, "x", "view"), InvalidArgument, "committed"),
+        (
+            new(Kind::View, "active", "base"),
+            AlreadyExists,
+            "\"active\"",
+        ),
+        (new(Kind::Active, "layer", ""), AlreadyExists, "\"layer\""),
+        (new(Kind::Committed, "x", ""), InvalidArgument, "commit it"),
+        (s.snapshot("none").map(drop), NotFound, "\"none\""),
+        (s.snapshot("layer").map(drop), FailedPrecondition, "view"),
+        (commit("", "active", ""), InvalidArgument, "name"),
+        (commit("x", "", ""), InvalidArgument, "key"),
+        (commit("x", "none", ""), NotFound, "\"none\""),
+        (commit("base", "none", ""), NotFound, "\"none\""),
+        (commit("base", "active", ""), AlreadyExists, "\"base\""),
+        (commit("active", "active", ""), AlreadyExists, "\"active\""),
+        (commit("base", "view", ""), AlreadyExists, "\"base\""),
+        (commit("x", "view", ""), FailedPrecondition, "is view"),
+        (commit("x", "layer", ""), FailedPrecondition, "is committed"),
+        (
+            commit("x", "active", "base"),
+            InvalidArgument,
+            "made on \"layer\"",
+        ),
+        (
+            commit("x", "active", "none"),
+            InvalidArgument,
+            "made on \"layer\"",
+        ),
+        (commit("x", "orphan", "none"), NotFound, "parent \"none\""),
+        (
+            commit("x", "orphan", "active"),
+            FailedPrecondition,
+            "parent is active",
+        ),
+        (
+            commit("x", "orphan", "orphan"),
+            FailedPrecondition,
+            "parent is active",
+        ),
+        (s.remove("none"), NotFound, "\"none\""),
+        (s.remove(""), NotFound, "\"\""),
+        (
+            s.remove("layer"),
+            FailedPrecondition,
+            "cannot remove snapshot \"layer\": it has children",
+        ),
+        (s.stat("none").map(drop), NotFound, "\"none\""),
+        (s.usage("none").map(drop), NotFound, "\"none\""),
+        (update("none", "labels"), NotFound, "\"none\""),
+        (update("none", "parent"), NotFound, "\"none\""),
+        (update("active", "parent"), InvalidArgument, "\"parent\""),
+        (
+            s.list(&["name=x"], |_| ControlFlow::Break(())),
+            InvalidArgument,
+            "byte 4",
+        ),
+    ];
+    for (i, (result, code, words)) in cases.into_iter().enumerate() {
+        let error = result.expect_err(&format!("case {i}"));
+        assert_eq!(error.code(), code, "case {i}: {error}");
+        assert!(error.to_string().contains(words), "case {i}: {error}");
+    }
+    assert_eq!(all(&s), before);
     s.cleanup().unwrap();
-    assert!(!s.layer_dir(a.id).exists());
+    assert_eq!(entries(&root.path().join("snapshots")).len(), before.len());
+}
+
+/// Two endings turn a failed precondition into another error in containerd's clients (errdefs `errgrpc`).
+#[test]
+fn no_name_gives_a_message_another_meaning() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    for ending in [": conflict", ": not modified"] {
+        let [layer_name, child, active] = ["a", "b", "c"].map(|name| format!("{name}{ending}"));
+        layer(&s, &layer_name, "");
+        create(&s, Kind::View, &child, &layer_name).unwrap();
+        create(&s, Kind::Active, &active, "").unwrap();
+        let errors = [
+            s.remove(&layer_name).unwrap_err(),
+            s.snapshot(&layer_name).map(drop).unwrap_err(),
+            s.commit("x", &child, None, Labels::new()).unwrap_err(),
+            s.commit("x", &active, Some(&child), Labels::new())
+                .unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.code(), Code::FailedPrecondition);
+            assert!(!error.to_string().ends_with(ending), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_without_parent_can_get_one_at_commit() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    let base = layer(&s, "base", "");
+    let upper = create(&s, Kind::Active, "key", "").unwrap().id;
+    s.commit("upper", "key", Some("base"), Labels::new())
+        .unwrap();
+    assert_eq!(s.stat("upper").unwrap().parent, "base");
+    assert_eq!(
+        s.remove("base").unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    assert_eq!(
+        create(&s, Kind::Active, "top", "upper").unwrap().parents,
+        [upper, base]
+    );
+    s.commit("same", "top", Some("upper"), Labels::new())
+        .unwrap();
+    for name in ["same", "upper", "base"] {
+        s.remove(name).unwrap();
+    }
+}
+
+#[test]
+fn update_changes_labels_and_the_time_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    let before = {
+        layer(&s, "base", "");
+        create(&s, Kind::Active, "a", "base").unwrap();
+        s.stat("a").unwrap()
+    };
+    let set = s
+        .update(
+            "a",
+            &labels(&[("l", ""), ("m", "2"), ("n", "3")]),
+            &["labels.l", "labels.m"],
+        )
+        .unwrap();
+    assert_eq!(
+        set,
+        Info {
+            labels: labels(&[("m", "2")]),
+            updated: set.updated,
+            ..before.clone()
+        }
+    );
+    assert!(set.updated > before.updated);
+    let replaced = s.update::<&str>("a", &labels(&[("x", "1")]), &[]).unwrap();
+    assert_eq!(
+        replaced,
+        Info {
+            labels: labels(&[("x", "1")]),
+            updated: replaced.updated,
+            ..before
+        }
+    );
+    assert_eq!(s.stat("a").unwrap(), replaced);
+}
+
+#[test]
+fn the_upperdir_label_is_shown_and_not_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options {
+        upperdir_label: true,
+        ..Options::default()
+    };
+    let s = Snapshotter::open(root.path(), &options).unwrap();
+    let id = create(&s, Kind::Active, "a", "").unwrap().id;
+    let want = labels(&[
+        ("l", "1"),
+        (UPPERDIR_LABEL, s.layer_dir(id).to_str().unwrap()),
+    ]);
+    assert_eq!(s.stat("a").unwrap().labels, want);
+    assert_eq!(
+        s.update("a", &Labels::new(), &["labels.none"])
+            .unwrap()
+            .labels,
+        want
+    );
+    assert_eq!(all(&s)[0].labels, want);
+    drop(s);
+    assert_eq!(
+        open(root.path()).stat("a").unwrap().labels,
+        labels(&[("l", "1")])
+    );
+}
+
+#[test]
+fn a_list_is_of_one_moment_and_others_go_on_meanwhile() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    assert!(all(&s).is_empty());
+    for key in ["c", "a", "b"] {
+        create(&s, Kind::Active, key, "").unwrap();
+    }
+    let mut seen = Vec::new();
+    s.list(&["kind==active"], |info| {
+        if info.name == "a" {
+            s.remove("b").unwrap();
+            s.commit("aa", "c", None, Labels::new()).unwrap();
+        } else if info.name == "b" {
+            assert_eq!(s.stat("b").unwrap_err().code(), Code::NotFound);
+        }
+        seen.push(info.name);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(seen, ["a", "b", "c"]);
+    assert_eq!(names(&s), ["a", "aa"]);
+    let mut count = 0;
+    s.list::<&str>(&[], |_| {
+        count += 1;
+        ControlFlow::Break(())
+    })
+    .unwrap();
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn usage_of_a_committed_snapshot_is_measured_once() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    let id = create(&s, Kind::Active, "a", "").unwrap().id;
+    let write = |name: &str| fs::write(s.layer_dir(id).join(name), vec![1; 10_000]).unwrap();
+    assert_eq!(s.usage("a").unwrap().inodes, 1);
+    write("1");
+    let active = s.usage("a").unwrap();
+    assert!(active.inodes == 2 && active.size >= 10_000, "{active:?}");
+    s.commit("c", "a", None, Labels::new()).unwrap();
+    assert_eq!(s.usage("c").unwrap(), active);
+    write("2");
+    assert_eq!(s.usage("c").unwrap(), active);
+    create(&s, Kind::View, "v", "c").unwrap();
+    assert_eq!(s.usage("v").unwrap(), Usage::default());
+    s.update::<&str>("c", &Labels::new(), &[]).unwrap();
+    drop(s);
+    assert_eq!(open(root.path()).usage("c").unwrap(), active);
+}
+
+#[test]
+fn removal_deletes_attachments_at_once_and_layers_as_told() {
+    for sync_remove in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options {
+            sync_remove,
+            attachments: "gcroots",
+            ..Options::default()
+        };
+        let s = Snapshotter::open(root.path(), &options).unwrap();
+        let reservation = s.reserve();
+        let attachment = reservation.attachment_dir();
+        fs::create_dir(&attachment).unwrap();
+        std::os::unix::fs::symlink("/nowhere", attachment.join("0")).unwrap();
+        let id = s
+            .create(reservation, Kind::Active, "a", None, Labels::new())
+            .unwrap()
+            .id;
+        assert_eq!(attachment, root.path().join("gcroots").join(id.to_string()));
+        assert_eq!(attachment, s.attachment_dir(id));
+        s.cleanup().unwrap();
+        assert!(attachment.join("0").symlink_metadata().is_ok() && s.layer_dir(id).exists());
+        s.remove("a").unwrap();
+        assert!(!attachment.exists());
+        assert_eq!(s.layer_dir(id).exists(), !sync_remove);
+        s.cleanup().unwrap();
+        assert!(!root.path().join("snapshots").join(id.to_string()).exists());
+    }
+}
+
+#[test]
+fn a_reservation_that_comes_to_nothing_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    let made = |reservation: &Reservation| {
+        fs::create_dir_all(reservation.attachment_dir().join("x")).unwrap();
+        reservation.id()
+    };
+    let dropped = s.reserve();
+    let first = made(&dropped);
+    s.cleanup().unwrap();
+    assert!(
+        s.attachment_dir(first).join("x").exists(),
+        "a reserved id is left alone"
+    );
+    drop(dropped);
+    let refused = s.reserve();
+    let second = made(&refused);
+    s.create(refused, Kind::Active, "a", Some("none"), Labels::new())
+        .unwrap_err();
+    for id in [first, second] {
+        assert!(!s.attachment_dir(id).exists() && !s.layer_dir(id).exists());
+    }
+    assert_eq!(entries(&root.path().join("snapshots")), [""; 0]);
+}
+
+#[test]
+fn ids_are_never_given_again() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    let early = s.reserve();
+    let late = create(&s, Kind::Active, "late", "").unwrap().id;
+    let early = s
+        .create(early, Kind::Active, "early", None, Labels::new())
+        .unwrap()
+        .id;
+    assert!(early < late);
+    s.remove("late").unwrap();
+    s.cleanup().unwrap();
+    drop(s);
+    let s = open(root.path());
+    let next = create(&s, Kind::Active, "next", "").unwrap().id;
+    assert!(next > late);
+}
+
+#[test]
+fn modes_and_owners_do_not_depend_on_the_umask() {
+    let umask = ["sh", "-c", "umask 0077; exec \"$@\"", "sh"];
+    if !isolated(
+        &umask,
+        "snapshotter::tests::modes_and_owners_do_not_depend_on_the_umask",
+    ) {
+        return;
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("new/root");
+    let s = open(&root);
+    let mode = |path: &str| fs::metadata(root.join(path)).unwrap().mode() & 0o7777;
+    let base = layer(&s, "base", "");
+    let child = create(&s, Kind::Active, "child", "base").unwrap().id;
+    let view = create(&s, Kind::View, "view", "base").unwrap().id;
+    for (path, want) in [
+        (String::new(), 0o700),
+        ("snapshots".to_owned(), 0o700),
+        ("attachments".to_owned(), 0o700),
+        ("metadata.db".to_owned(), 0o600),
+        ("lock".to_owned(), 0o600),
+        (format!("snapshots/{base}"), 0o700),
+        (format!("snapshots/{child}/fs"), 0o755),
+        (format!("snapshots/{child}/work"), 0o711),
+        (format!("snapshots/{view}/fs"), 0o755),
+    ] {
+        assert_eq!(mode(&path), want, "{path:?}");
+    }
+    assert_eq!(entries(&root.join(format!("snapshots/{view}"))), ["fs"]);
+
+    if rustix::process::geteuid().is_root() {
+        lchown(s.layer_dir(base), Some(1234), Some(5678)).unwrap();
+        fs::set_permissions(
+            s.layer_dir(base),
+            std::os::unix::fs::PermissionsExt::from_mode(0o700),
+        )
+        .unwrap();
+        let heir = create(&s, Kind::Active, "heir", "base").unwrap().id;
+        let layer = fs::metadata(s.layer_dir(heir)).unwrap();
+        assert_eq!(
+            (layer.uid(), layer.gid(), layer.mode() & 0o7777),
+            (1234, 5678, 0o755)
+        );
+    }
+}
+
+/// Real mounts of the kernel, in a user namespace: bind, writable overlay, whiteouts, read-only overlay.
+#[test]
+fn the_kernel_takes_the_mounts() {
+    if !isolated(NAMESPACE, "snapshotter::tests::the_kernel_takes_the_mounts") {
+        return;
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let target = dir.path().join("target");
+    fs::create_dir(&target).unwrap();
+    let mounted = |key: &str, body: &dyn Fn(&Path)| {
+        let mounts = s.mounts(&s.snapshot(key).unwrap());
+        mount(&mounts[0], &target);
+        body(&target);
+        rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    };
+    create(&s, Kind::Active, "1", "").unwrap();
+    mounted("1", &|root| {
+        fs::create_dir(root.join("dir")).unwrap();
+        fs::write(root.join("dir/a"), "a").unwrap();
+        fs::write(root.join("b"), "b").unwrap();
+    });
+    s.commit("one", "1", None, Labels::new()).unwrap();
+    create(&s, Kind::Active, "2", "one").unwrap();
+    mounted("2", &|root| {
+        assert_eq!(fs::metadata(root).unwrap().mode() & 0o7777, 0o755);
+        fs::remove_file(root.join("b")).unwrap();
+        fs::remove_dir_all(root.join("dir")).unwrap();
+        fs::create_dir(root.join("dir")).unwrap();
+        fs::write(root.join("dir/c"), "c").unwrap();
+    });
+    s.commit("two", "2", None, Labels::new()).unwrap();
+    for (key, parent, want) in [("v1", "one", &["b", "dir"][..]), ("v2", "two", &["dir"])] {
+        create(&s, Kind::View, key, parent).unwrap();
+        mounted(key, &|root| {
+            assert_eq!(entries(root), want);
+            assert_eq!(
+                entries(&root.join("dir")),
+                [if key == "v1" { "a" } else { "c" }]
+            );
+            let error = fs::write(root.join("x"), "x").unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        });
+    }
+    for key in ["v1", "v2", "two", "one"] {
+        s.remove(key).unwrap();
+    }
+    s.cleanup().unwrap();
+    assert_eq!(entries(&dir.path().join("snapshots")), [""; 0]);
+}
+
+fn mount(what: &Mount, target: &Path) {
+    use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
+    if what.fstype == "bind" {
+        mount_bind_recursive(&what.source, target).unwrap();
+        if what.options.iter().any(|option| option == "ro") {
+            mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+        }
+    } else {
+        let data = std::ffi::CString::new(what.options.join(",")).unwrap();
+        mount(
+            &what.source,
+            target,
+            &what.fstype,
+            MountFlags::empty(),
+            Some(data.as_c_str()),
+        )
+        .unwrap();
+    }
 }
