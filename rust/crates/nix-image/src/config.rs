@@ -71,6 +71,22 @@ impl Default for RootFs {
     }
 }
 
+impl RootFs {
+    /// The chain ID of each layer: the name of its snapshot with all below it
+    /// (image-spec, `config.md`, "Layer ChainID").
+    #[must_use]
+    pub fn chain_ids(&self) -> Vec<Digest> {
+        let mut chain_ids: Vec<Digest> = Vec::new();
+        for diff_id in &self.diff_ids {
+            chain_ids.push(match chain_ids.last() {
+                None => *diff_id,
+                Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()),
+            });
+        }
+        chain_ids
+    }
+}
+
 /// One step of the making of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -369,6 +385,27 @@ mod tests {
             let result = config(&own).on_top_of(config(&base));
             assert_eq!(serde_json::to_value(result).unwrap(), merged, "{name}");
         }
+    }
+
+    #[test]
+    fn a_chain_id_is_of_the_layer_and_all_below_it() {
+        let rootfs = RootFs {
+            diff_ids: [b"a", b"b", b"c"].map(|layer| Digest::of(layer)).to_vec(),
+            ..RootFs::default()
+        };
+        // By `printf '%s %s' | sha256sum`.
+        let expected = [
+            "sha256:ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb",
+            "sha256:51c0c8ace48498d6f5fee6b0592cc06f2da0f3cbe09c5a34a97dce85c3889676",
+            "sha256:2fce7f8ce91bcf0a1428b36e1024639fdbd9469eea762dba98aa749631885106",
+        ];
+        let chain_ids = rootfs
+            .chain_ids()
+            .iter()
+            .map(Digest::to_string)
+            .collect::<Vec<_>>();
+        assert_eq!(chain_ids, expected);
+        assert!(RootFs::default().chain_ids().is_empty());
     }
 
     #[test]

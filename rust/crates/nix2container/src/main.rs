@@ -1,3 +1,35 @@
-//! Builds OCI images out of Nix closures and loads them into containerd.
+//! `nix2container` builds OCI images out of Nix closures and loads them into containerd.
+//!
+//! One file a command: `build` and `load`. `containerd` speaks to containerd;
+//! `closure` and `root_tree` look at the Nix store; `archive_file` opens archives.
+//! What an image is made of is the matter of the crate `nix-image`, which does no
+//! I/O of its own.
 
-fn main() {}
+mod archive_file;
+mod build;
+mod cli;
+mod closure;
+mod containerd;
+mod load;
+mod root_tree;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli::log_to_stderr(cli.log_level);
+    let result = match cli.command {
+        Command::Build(args) => build::run(&args),
+        Command::Load(args) => load::run(&cli.containerd, &args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::print_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

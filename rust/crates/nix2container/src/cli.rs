@@ -1,0 +1,209 @@
+//! The command line: flags, log and errors.
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nix_image::Reference;
+use tracing_subscriber::EnvFilter;
+
+/// Builds OCI images out of Nix closures and loads them into containerd.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// How much to log to standard error.
+    #[arg(long, short = 'l', global = true, default_value = "info")]
+    pub(crate) log_level: LogLevel,
+    #[command(flatten)]
+    pub(crate) containerd: ContainerdArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which containerd.
+#[derive(Args)]
+pub(crate) struct ContainerdArgs {
+    /// The socket of containerd.
+    #[arg(
+        long,
+        short = 'a',
+        global = true,
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    pub(crate) address: PathBuf,
+    /// The namespace of containerd: Kubernetes uses `k8s.io`.
+    #[arg(
+        long,
+        short = 'n',
+        global = true,
+        env = "CONTAINERD_NAMESPACE",
+        default_value = "default"
+    )]
+    pub(crate) namespace: String,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Builds an image of a closure, as an OCI archive.
+    Build(BuildArgs),
+    /// Loads the images of an archive into containerd and unpacks them.
+    Load(LoadArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct BuildArgs {
+    /// Archive of an image to build upon: OCI or `docker save`, plain, gzip or zstd.
+    #[arg(long, value_name = "ARCHIVE")]
+    pub(crate) from_image: Option<PathBuf>,
+    /// JSON file with the object `config` of the image config: Entrypoint, Env, …
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The store paths of the image: a closure-info store path (nixpkgs' `closureInfo`), or a
+    /// file that lists them, one a line.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) closure: Option<PathBuf>,
+    /// JSON file with a list of store paths whose files the image has below `/`, too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) copy_to_root: Option<PathBuf>,
+    /// The name of the image [default: `nix:0OUT:latest`, which Nix resolves].
+    #[arg(long, value_name = "REFERENCE", value_parser = Reference::parse)]
+    pub(crate) r#ref: Option<Reference>,
+    /// How the image names its store paths [default: `closure` if --closure is a closure-info].
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) annotations: Option<Annotations>,
+    /// The directory of the Nix store.
+    #[arg(long, value_name = "DIR", default_value = "/nix/store", value_parser = nix_store::StoreDir::new)]
+    pub(crate) store_dir: nix_store::StoreDir,
+    /// The archive to write.
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+}
+
+/// How an image names its store paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Annotations {
+    /// By the store path of a closure-info.
+    Closure,
+    /// Each by itself: for snapshotters that do not know the other format.
+    PerPath,
+}
+
+#[derive(Args)]
+pub(crate) struct LoadArgs {
+    /// The snapshotter to unpack the images with.
+    #[arg(long, default_value = "nix")]
+    pub(crate) snapshotter: String,
+    /// The name of the image, instead of the one in the archive.
+    #[arg(long, value_name = "REFERENCE", value_parser = Reference::parse)]
+    pub(crate) r#ref: Option<Reference>,
+    /// The archive: OCI or `docker save`, plain, gzip or zstd.
+    #[arg(value_name = "ARCHIVE")]
+    pub(crate) archive: PathBuf,
+}
+
+/// How much to log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    #[value(alias = "warning")]
+    Warn,
+    // The names of logrus, which scripts may use.
+    #[value(aliases = ["fatal", "panic"])]
+    Error,
+}
+
+/// Sends the log to standard error; standard output has results only.
+pub(crate) fn log_to_stderr(level: LogLevel) {
+    let level = match level {
+        LogLevel::Trace => "trace",
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+        LogLevel::Error => "error",
+    };
+    // What the gRPC stack tells is of use to nobody below a warning.
+    let filter = match level {
+        "error" => EnvFilter::new(level),
+        _ => EnvFilter::new(format!("warn,nix2container={level}")),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// Prints an error, each cause on a line of its own.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    eprintln!("nix2container: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {cause}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_those_that_scripts_use() {
+        let cli = Cli::parse_from([
+            "nix2container",
+            "-l",
+            "debug",
+            "-a",
+            "/s",
+            "-n",
+            "k8s.io",
+            "build",
+            "--from-image",
+            "b",
+            "--config",
+            "c",
+            "--closure",
+            "p",
+            "--copy-to-root",
+            "r",
+            "--ref",
+            "hello",
+            "OUT",
+        ]);
+        assert_eq!(cli.containerd.namespace, "k8s.io");
+        let Command::Build(args) = cli.command else {
+            panic!("not build");
+        };
+        assert_eq!(
+            args.r#ref.unwrap().to_string(),
+            "docker.io/library/hello:latest"
+        );
+        // The flags for containerd are taken behind the command, too.
+        let cli = Cli::parse_from(["nix2container", "load", "x.tar", "--address", "/s"]);
+        assert_eq!(cli.containerd.address, PathBuf::from("/s"));
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for args in [
+            &["nix2container"][..],
+            &["nix2container", "build"],
+            &["nix2container", "build", "--ref", "Hello", "OUT"],
+            &["nix2container", "build", "--store-dir", "nix", "OUT"],
+            &["nix2container", "build", "--annotations", "both", "OUT"],
+            &["nix2container", "load"],
+            &["nix2container", "load", "a", "b"],
+        ] {
+            assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
+        }
+    }
+}

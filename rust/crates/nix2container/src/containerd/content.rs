@@ -1,0 +1,176 @@
+//! Blobs in containerd's content store.
+
+use std::{
+    collections::HashMap,
+    io::{Read, Seek},
+};
+
+use containerd_client::services::v1::{
+    Info, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    content_client::ContentClient,
+};
+use nix_image::{Descriptor, Digest, Manifest, archive::Archive};
+use prost_types::FieldMask;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+
+use super::{Containerd, MAX_MESSAGE_BYTES, refused, size, unless_exists};
+
+/// Bytes of a blob that are sent in one message.
+const CHUNK: usize = 1 << 20;
+
+impl Containerd {
+    /// Writes a blob out of an archive, unless it is there already. The labels are
+    /// set in any case. Tells whether it was written.
+    pub(crate) async fn write_blob<R: Read + Seek>(
+        &self,
+        archive: &mut Archive<R>,
+        blob: &Descriptor,
+        labels: HashMap<String, String>,
+    ) -> anyhow::Result<bool> {
+        let failed = |status: Status| refused(format_args!("store blob {}", blob.digest), &status);
+        let Some((mut session, offset)) = self.begin_write(blob).await.map_err(failed)? else {
+            self.label_blob(blob.digest, labels).await?;
+            return Ok(false);
+        };
+        // Another namespace has the blob already: containerd has all its bytes.
+        let mut sent = if offset == size(blob) { offset } else { 0 };
+        if sent == 0 {
+            let mut content = archive.blob(blob)?;
+            let mut chunk = vec![0; CHUNK];
+            loop {
+                let read = content.read(&mut chunk)?;
+                if read == 0 {
+                    break;
+                }
+                let request = WriteContentRequest {
+                    action: WriteAction::Write.into(),
+                    offset: sent,
+                    data: chunk[..read].to_vec(),
+                    ..WriteContentRequest::default()
+                };
+                sent = session.send(request).await.map_err(failed)?.offset;
+            }
+        }
+        let commit = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            total: size(blob),
+            expected: blob.digest.to_string(),
+            offset: sent,
+            labels: labels.clone(),
+            ..WriteContentRequest::default()
+        };
+        if unless_exists(session.send(commit).await)
+            .map_err(failed)?
+            .is_none()
+        {
+            // Somebody else has written it in the meantime.
+            self.label_blob(blob.digest, labels).await?;
+        }
+        Ok(true)
+    }
+
+    /// Begins to write a blob, and tells how many of its bytes are there. `None` if
+    /// it is there whole; containerd then adds it to the lease.
+    async fn begin_write(&self, blob: &Descriptor) -> Result<Option<(WriteSession, i64)>, Status> {
+        let lease = self.lease.as_ref().and_then(|lease| lease.to_str().ok());
+        let stat = WriteContentRequest {
+            action: WriteAction::Stat.into(),
+            // A name of our own: no other client's half of a blob is in the way, and
+            // what is left of ours goes with the lease.
+            r#ref: format!("{}-{}", lease.unwrap_or_default(), blob.digest),
+            total: size(blob),
+            expected: blob.digest.to_string(),
+            ..WriteContentRequest::default()
+        };
+        let Some(mut session) = unless_exists(self.open_write(stat).await)? else {
+            return Ok(None);
+        };
+        let answer = unless_exists(session.receive().await)?;
+        Ok(answer.map(|answer| (session, answer.offset)))
+    }
+
+    async fn open_write(&self, first: WriteContentRequest) -> Result<WriteSession, Status> {
+        let (requests, stream) = mpsc::channel(1);
+        // The channel has room for it.
+        let _ = requests.send(first).await;
+        let responses = self
+            .content()
+            .write(self.request(ReceiverStream::new(stream)))
+            .await?
+            .into_inner();
+        Ok(WriteSession {
+            requests,
+            responses,
+        })
+    }
+
+    /// Sets labels of a blob, and keeps the others that it has.
+    pub(crate) async fn label_blob(
+        &self,
+        digest: Digest,
+        labels: HashMap<String, String>,
+    ) -> anyhow::Result<()> {
+        if labels.is_empty() {
+            return Ok(());
+        }
+        let paths = labels
+            .keys()
+            .map(|label| format!("labels.{label}"))
+            .collect();
+        let request = UpdateRequest {
+            info: Some(Info {
+                digest: digest.to_string(),
+                labels,
+                ..Info::default()
+            }),
+            update_mask: Some(FieldMask { paths }),
+        };
+        self.content()
+            .update(self.request(request))
+            .await
+            .map_err(|status| refused(format_args!("label blob {digest}"), &status))?;
+        Ok(())
+    }
+
+    fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+/// The writing of one blob: containerd answers every request.
+struct WriteSession {
+    requests: mpsc::Sender<WriteContentRequest>,
+    responses: Streaming<WriteContentResponse>,
+}
+
+impl WriteSession {
+    async fn send(&mut self, request: WriteContentRequest) -> Result<WriteContentResponse, Status> {
+        // Where containerd has hung up, its reason is in the response.
+        let _ = self.requests.send(request).await;
+        self.receive().await
+    }
+
+    async fn receive(&mut self) -> Result<WriteContentResponse, Status> {
+        let response = self.responses.message().await?;
+        response.ok_or_else(|| Status::aborted("it ended the transfer"))
+    }
+}
+
+/// The labels by which a manifest keeps its config and layers from being collected
+/// (containerd's `images.ChildGCLabels`).
+pub(crate) fn gc_labels(manifest: &Manifest) -> HashMap<String, String> {
+    const PREFIX: &str = "containerd.io/gc.ref.content";
+    let config = (
+        format!("{PREFIX}.config"),
+        manifest.config.digest.to_string(),
+    );
+    let layers = manifest.layers.iter().enumerate();
+    layers
+        .map(|(index, layer)| (format!("{PREFIX}.l.{index}"), layer.digest.to_string()))
+        .chain([config])
+        .collect()
+}

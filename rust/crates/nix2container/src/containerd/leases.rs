@@ -1,0 +1,60 @@
+//! The lease under which an image is loaded.
+
+use std::{
+    collections::HashMap,
+    process,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context;
+use containerd_client::services::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient};
+use prost_types::Timestamp;
+
+use super::{Containerd, refused};
+
+/// How long a lease lasts that was left behind, as by SIGKILL: that of containerd's
+/// own clients.
+const EXPIRES_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Containerd {
+    /// Makes a lease; from now on it holds all that is made.
+    pub(crate) async fn create_lease(&mut self) -> anyhow::Result<()> {
+        let id = unique_id("nix2container");
+        let expires = Timestamp::from(SystemTime::now() + EXPIRES_AFTER);
+        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires.to_string())]);
+        let request = CreateRequest {
+            id: id.clone(),
+            labels,
+        };
+        LeasesClient::new(self.channel.clone())
+            .create(self.request(request))
+            .await
+            .map_err(|status| refused("create a lease", &status))?;
+        self.lease = Some(id.parse().context("a lease has an impossible name")?);
+        Ok(())
+    }
+
+    /// Deletes the lease. After a failure containerd collects at once what has been
+    /// loaded, so that nothing is left of it.
+    pub(crate) async fn delete_lease(&mut self, failed: bool) -> anyhow::Result<()> {
+        let Some(lease) = self.lease.take() else {
+            return Ok(());
+        };
+        let request = DeleteRequest {
+            id: lease.to_str().unwrap_or_default().to_owned(),
+            sync: failed,
+        };
+        LeasesClient::new(self.channel.clone())
+            .delete(self.request(request))
+            .await
+            .map_err(|status| refused("delete its lease", &status))?;
+        Ok(())
+    }
+}
+
+/// A name that nothing else has: time and process.
+pub(super) fn unique_id(prefix: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanos = now.unwrap_or_default().as_nanos();
+    format!("{prefix}-{nanos}-{}", process::id())
+}

@@ -1,0 +1,284 @@
+//! What `--copy-to-root` brings to the image's root: directories, and a link for
+//! each file in them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use nix_image::{LayerTree, RootEntry};
+use nix_store::{StoreDir, StorePath};
+
+/// Most files and directories that the trees may have together. Links to
+/// directories are followed, and a few of them make very many paths.
+const MAX_ENTRIES: u32 = 500_000;
+
+/// Reads the JSON list of store paths.
+pub(crate) fn read_list(store_dir: &StoreDir, list: &Path) -> anyhow::Result<Vec<StorePath>> {
+    let read = || -> anyhow::Result<Vec<StorePath>> {
+        let paths: Vec<String> = serde_json::from_slice(&fs::read(list)?)
+            .context("it is not a JSON list of store paths")?;
+        paths
+            .iter()
+            .map(|path| Ok(store_dir.parse(path)?))
+            .collect()
+    };
+    read().with_context(|| format!("cannot read --copy-to-root {}", list.display()))
+}
+
+/// Adds the trees of `roots` to a layer.
+pub(crate) fn add(
+    tree: &mut LayerTree,
+    store_dir: &StoreDir,
+    roots: &[StorePath],
+) -> anyhow::Result<()> {
+    let mut walk = Walk {
+        tree,
+        store_dir: Path::new(store_dir.as_str()),
+        ancestors: Vec::new(),
+        left: MAX_ENTRIES,
+    };
+    for root in roots {
+        let directory = fs::canonicalize(root.as_path())
+            .with_context(|| format!("cannot find {root} of --copy-to-root"))?;
+        if !directory.is_dir() {
+            bail!(
+                "{root} of --copy-to-root is a file, and only a directory can come to `/`: put it into one \
+                 with nixpkgs' `runCommand` or `linkFarm`"
+            );
+        }
+        walk.directory(&directory, Path::new(""))?;
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    tree: &'a mut LayerTree,
+    store_dir: &'a Path,
+    /// The directories from the root to the one that is being walked.
+    ancestors: Vec<PathBuf>,
+    left: u32,
+}
+
+impl Walk<'_> {
+    /// Adds what is in `source`, a directory without links in its path, at `path`.
+    fn directory(&mut self, source: &Path, path: &Path) -> anyhow::Result<()> {
+        let read = || format!("cannot read the directory {}", source.display());
+        self.ancestors.push(source.to_owned());
+        for entry in fs::read_dir(source).with_context(read)? {
+            let entry = entry.with_context(read)?;
+            self.left = self.left.checked_sub(1).with_context(|| {
+                format!("the trees of --copy-to-root have more than {MAX_ENTRIES} files")
+            })?;
+            let path = path.join(entry.file_name());
+            let source = entry.path();
+            if entry.file_type().with_context(read)?.is_dir() {
+                self.subdirectory(&source, &path)?;
+            } else if let Some(directory) = self.linked_directory(&source) {
+                self.subdirectory(&directory, &path)?;
+            } else {
+                // A link that leads nowhere here may lead somewhere in the container.
+                let file = fs::canonicalize(&source).unwrap_or_else(|_| source.clone());
+                self.tree.add_root_entry(RootEntry {
+                    path,
+                    source,
+                    file: Some(file),
+                })?;
+            }
+        }
+        self.ancestors.pop();
+        Ok(())
+    }
+
+    fn subdirectory(&mut self, source: &Path, path: &Path) -> anyhow::Result<()> {
+        self.tree.add_root_entry(RootEntry {
+            path: path.to_owned(),
+            source: source.to_owned(),
+            file: None,
+        })?;
+        self.directory(source, path)
+    }
+
+    /// The directory in the store that a link leads to.
+    ///
+    /// It becomes a directory of the image: a link in its place would hide what a
+    /// base image or another tree has there, and nothing could be mounted in it, as
+    /// runtimes do in `/etc`. A link up to a directory that is being walked stays
+    /// one, or the walk would have no end; and a link out of the store, as to `/run`,
+    /// means the container's directory, not that of this machine.
+    fn linked_directory(&self, link: &Path) -> Option<PathBuf> {
+        let target = fs::canonicalize(link).ok()?;
+        (target.is_dir() && target.starts_with(self.store_dir) && !self.ancestors.contains(&target))
+            .then_some(target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, os::unix::fs::symlink};
+
+    use nix_image::{Compression, Layer};
+    use nix_store::LayerClosure;
+
+    use super::*;
+
+    struct Store {
+        dir: tempfile::TempDir,
+        store_dir: StoreDir,
+    }
+
+    impl Store {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store_dir = StoreDir::new(dir.path().to_str().unwrap()).unwrap();
+            Self { dir, store_dir }
+        }
+
+        fn path(&self, name: &str) -> StorePath {
+            let path = format!("{}/8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-{name}", self.store_dir);
+            self.store_dir.parse(&path).unwrap()
+        }
+
+        fn file(&self, root: &str, file: &str) -> PathBuf {
+            let path = self.path(root).as_path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            path
+        }
+
+        fn link(&self, root: &str, link: &str, target: impl AsRef<Path>) {
+            let path = self.path(root).as_path().join(link);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            symlink(target, path).unwrap();
+        }
+
+        /// What the layer has outside the store: directories, and links with their targets.
+        fn farm(&self, roots: &[&str]) -> anyhow::Result<BTreeMap<String, String>> {
+            let roots: Vec<_> = roots.iter().map(|root| self.path(root)).collect();
+            let mut tree = LayerTree::default();
+            add(&mut tree, &self.store_dir, &roots)?;
+            let layer = Layer::pack(&tree, &LayerClosure::default())?;
+            let mut tar = tar::Archive::new(Compression::Gzip.decoder(&*layer.blob)?);
+            let entries = tar.entries()?.map(|entry| {
+                let entry = entry.unwrap();
+                let target = entry.link_name().unwrap();
+                let target = target.map_or(String::new(), |target| target.display().to_string());
+                (entry.path().unwrap().display().to_string(), target)
+            });
+            Ok(entries.collect())
+        }
+
+        fn expected(&self, files: &[(&str, &str)]) -> BTreeMap<String, String> {
+            let prefix = format!(
+                "{}/8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-",
+                self.dir.path().display()
+            );
+            let target = |target: &str| match target {
+                "" => String::new(),
+                target => format!("{prefix}{target}"),
+            };
+            files
+                .iter()
+                .map(|(path, to)| ((*path).to_owned(), target(to)))
+                .collect()
+        }
+    }
+
+    #[test]
+    fn trees_become_directories_and_links() {
+        let store = Store::new();
+        store.file("a", "bin/hello");
+        store.file("b", "bin/sh");
+        store.file("b", "etc/motd");
+        fs::create_dir(store.path("b").as_path().join("empty")).unwrap();
+        let expected = store.expected(&[
+            ("bin/", ""),
+            ("bin/hello", "a/bin/hello"),
+            ("bin/sh", "b/bin/sh"),
+            ("empty/", ""),
+            ("etc/", ""),
+            ("etc/motd", "b/etc/motd"),
+        ]);
+        assert_eq!(store.farm(&["a", "b"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn links_to_directories_of_the_store_are_walked_through() {
+        let store = Store::new();
+        store.file("real", "bin/hello");
+        store.file("other", "bin/sh");
+        store.link("env", "bin", store.path("real").as_path().join("bin"));
+        store.link("env", "sbin", "bin");
+        symlink(store.path("env").as_path(), store.path("link").as_path()).unwrap();
+        let expected = store.expected(&[
+            ("bin/", ""),
+            ("bin/hello", "real/bin/hello"),
+            ("bin/sh", "other/bin/sh"),
+            ("sbin/", ""),
+            ("sbin/hello", "real/bin/hello"),
+        ]);
+        // The root itself may be a link, too.
+        for root in ["env", "link"] {
+            assert_eq!(store.farm(&[root, "other"]).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn links_that_lead_up_out_or_nowhere_stay_links() {
+        let store = Store::new();
+        store.link("a", "sub/up", "..");
+        store.link("a", "run", "/proc");
+        store.link("a", "lost", "/nowhere");
+        let expected = store.expected(&[
+            ("lost", "a/lost"),
+            ("run", "a/run"),
+            ("sub/", ""),
+            ("sub/up", "a/sub/up"),
+        ]);
+        assert_eq!(store.farm(&["a"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn two_trees_may_bring_the_same_file_but_not_two_files() {
+        let store = Store::new();
+        let bash = store.file("bash", "bin/bash");
+        store.link("env", "bin/bash", bash);
+        store.farm(&["env", "bash"]).unwrap();
+
+        store.file("other", "bin/bash");
+        let message = format!("{:#}", store.farm(&["bash", "other"]).unwrap_err());
+        for name in ["-bash/bin/bash", "-other/bin/bash", " /bin/bash"] {
+            assert!(message.contains(name), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_directory_is_refused() {
+        let store = Store::new();
+        fs::write(store.path("f").as_path(), "").unwrap();
+        for (root, reason) in [("f", "is a file"), ("missing", "cannot find")] {
+            let message = format!("{:#}", store.farm(&[root]).unwrap_err());
+            assert!(message.contains(reason), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_json_and_of_store_paths() {
+        let store = Store::new();
+        let list = store.dir.path().join("list");
+        let read = |json: &str| {
+            fs::write(&list, json).unwrap();
+            read_list(&store.store_dir, &list)
+        };
+        assert_eq!(read("[]").unwrap(), []);
+        assert_eq!(
+            read(&format!("[\"{}\"]", store.path("a"))).unwrap(),
+            [store.path("a")]
+        );
+        for (json, reason) in [("{}", "JSON list"), ("[\"/etc\"]", "\"/etc\"")] {
+            let message = format!("{:#}", read(json).unwrap_err());
+            assert!(message.contains(reason), "{message}");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The program as it is called: `nix2container build`, and `load` as far as it gets
+//! without containerd.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in test functions only, not in their helpers"
+)]
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use nix_image::{Platform, annotations, archive::Archive};
+use nix_store::StoreDir;
+
+const HELLO: &str = "8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-hello";
+const DATA: &str = "9kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-data.txt";
+const INFO: &str = "akvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-closure-info";
+
+/// A directory with a store, an image config and whatever a test adds.
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = Self { dir };
+        let store = fixture.path("store");
+        fs::create_dir_all(store.join(HELLO).join("bin")).unwrap();
+        fs::write(store.join(HELLO).join("bin/hello"), "").unwrap();
+        fs::write(store.join(DATA), "").unwrap();
+        fs::create_dir(store.join(INFO)).unwrap();
+        let list = format!("{0}/{DATA}\n{0}/{HELLO}\n", store.display());
+        fs::write(store.join(INFO).join("store-paths"), &list).unwrap();
+        fs::write(fixture.path("list"), &list).unwrap();
+        fs::write(
+            fixture.path("root.json"),
+            format!("[\"{}/{HELLO}\"]", store.display()),
+        )
+        .unwrap();
+        fs::write(
+            fixture.path("config.json"),
+            r#"{"entrypoint": ["/bin/hello"]}"#,
+        )
+        .unwrap();
+        fixture
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nix2container"));
+        command.current_dir(self.dir.path()).args(args);
+        command
+            .env_remove("CONTAINERD_ADDRESS")
+            .env_remove("CONTAINERD_NAMESPACE");
+        command
+    }
+
+    /// `build` with the fixture's store.
+    fn build(&self, args: &[&str]) -> Output {
+        let store = self.path("store");
+        let mut command = self.command(&["build", "--store-dir"]);
+        command.arg(store).args(args).output().unwrap()
+    }
+
+    fn built(&self, args: &[&str]) {
+        let output = self.build(args);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The image's name, its closure as its top layer names it, and its entrypoint.
+fn read(archive: &Path) -> (String, Vec<String>, Vec<String>) {
+    let mut archive = Archive::open("archive", File::open(archive).unwrap()).unwrap();
+    let listed = archive.images()[0].clone();
+    let manifest = archive.select(&listed, &Platform::host()).unwrap().clone();
+    let image = archive.image(&manifest).unwrap();
+    let closures = image.manifest.layers.iter().flat_map(|layer| {
+        let labels = annotations::snapshot_labels(&layer.annotations);
+        let paths = labels.filter(|(label, _)| *label != annotations::NIX_LAYER);
+        paths
+            .map(|(_, path)| path.rsplit('/').next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    });
+    (
+        listed.name.unwrap(),
+        closures.collect(),
+        image.config.config.entrypoint.unwrap(),
+    )
+}
+
+#[test]
+fn an_image_is_built_in_each_format() {
+    let fixture = Fixture::new();
+    let info = format!("store/{INFO}");
+    for (closure, format, named) in [
+        (info.as_str(), None, vec![INFO]),
+        (&info, Some("per-path"), vec![HELLO, DATA]),
+        ("list", None, vec![HELLO, DATA]),
+    ] {
+        let closure = fixture.path(closure).display().to_string();
+        let mut args = vec![
+            "--closure",
+            &closure,
+            "--config",
+            "config.json",
+            "--ref",
+            "hello",
+            "out.tar",
+        ];
+        if let Some(format) = format {
+            args.extend(["--annotations", format]);
+        }
+        fixture.built(&args);
+        let (name, closure, entrypoint) = read(&fixture.path("out.tar"));
+        assert_eq!(name, "docker.io/library/hello:latest");
+        assert_eq!(closure, named);
+        assert_eq!(entrypoint, ["/bin/hello"]);
+    }
+}
+
+#[test]
+fn equal_input_gives_equal_bytes_wherever_it_is_built() {
+    let fixture = Fixture::new();
+    let args = [
+        "--closure",
+        "list",
+        "--copy-to-root",
+        "root.json",
+        "--ref",
+        "hello",
+    ];
+    fixture.built(&[&args[..], &["one.tar"]].concat());
+
+    fs::create_dir(fixture.path("tmp")).unwrap();
+    let mut shell = Command::new("sh");
+    shell
+        .current_dir(fixture.dir.path())
+        .env("LC_ALL", "tr_TR.UTF-8")
+        .env("TZ", "Pacific/Auckland")
+        .env("TMPDIR", fixture.path("tmp"))
+        .args([
+            "-c",
+            "umask 077; exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_nix2container"),
+            "build",
+            "--store-dir",
+        ])
+        .arg(fixture.path("store"))
+        .args(args)
+        .arg("two.tar");
+    assert!(shell.status().unwrap().success());
+    assert!(
+        fs::read(fixture.path("one.tar")).unwrap() == fs::read(fixture.path("two.tar")).unwrap()
+    );
+    let mode = fs::metadata(fixture.path("two.tar"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600, "the umask counts");
+}
+
+#[test]
+fn an_image_is_built_upon_another_however_it_is_compressed() {
+    let fixture = Fixture::new();
+    fixture.built(&[
+        "--closure",
+        "list",
+        "--config",
+        "config.json",
+        "--ref",
+        "base",
+        "base.tar",
+    ]);
+    let base = fs::read(fixture.path("base.tar")).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(
+        File::create(fixture.path("base.tar.gz")).unwrap(),
+        flate2::Compression::fast(),
+    );
+    std::io::copy(&mut &*base, &mut gzip).unwrap();
+    gzip.finish().unwrap();
+    fs::write(
+        fixture.path("base.tar.zst"),
+        zstd::encode_all(&*base, 0).unwrap(),
+    )
+    .unwrap();
+
+    let info = fixture.path("store").join(INFO).display().to_string();
+    let mut built = Vec::new();
+    for base in ["base.tar", "base.tar.gz", "base.tar.zst"] {
+        fixture.built(&[
+            "--from-image",
+            base,
+            "--closure",
+            &info,
+            "--ref",
+            "upper",
+            "out.tar",
+        ]);
+        let (name, closure, entrypoint) = read(&fixture.path("out.tar"));
+        assert_eq!(name, "docker.io/library/upper:latest");
+        assert_eq!(closure, [HELLO, DATA, INFO]);
+        assert_eq!(entrypoint, ["/bin/hello"]);
+        built.push(fs::read(fixture.path("out.tar")).unwrap());
+    }
+    assert!(built.iter().all(|bytes| *bytes == built[0]));
+}
+
+#[test]
+fn without_a_name_the_archive_is_the_name() {
+    // The usual random name has upper-case letters, which no reference can have.
+    let dir = tempfile::Builder::new()
+        .prefix(&format!("nix2container-{}-x", std::process::id()))
+        .rand_bytes(0)
+        .tempdir_in("/tmp")
+        .unwrap();
+    let fixture = Fixture::new();
+    let out = dir.path().join("x.tar");
+    let out = out.to_str().unwrap();
+    fixture.built(&["--closure", "list", "--config", "config.json", out]);
+    assert_eq!(read(Path::new(out)).0, format!("nix:0{out}:latest"));
+}
+
+#[test]
+fn what_cannot_be_built_is_said_and_leaves_nothing() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("bad.json"), r#"{"Entrypiont": []}"#).unwrap();
+    fs::write(
+        fixture.path("missing"),
+        format!("{}/{HELLO}-gone\n", fixture.path("store").display()),
+    )
+    .unwrap();
+    fs::write(
+        fixture.path("file.json"),
+        format!("[\"{}/{DATA}\"]", fixture.path("store").display()),
+    )
+    .unwrap();
+    fs::write(fixture.path("text.tar"), "no archive").unwrap();
+    fixture.built(&["--closure", "list", "--ref", "base", "base.tar"]);
+    let base = fs::read(fixture.path("base.tar")).unwrap();
+    fs::write(fixture.path("cut.tar"), &base[..base.len() - 2000]).unwrap();
+    symlink("nowhere", fixture.path("dangling")).unwrap();
+    let before = fixture.names();
+    for (args, reason) in [
+        (&["out"][..], "nothing to build"),
+        (
+            &["--closure", "list", "--config", "bad.json", "out"],
+            "Entrypiont",
+        ),
+        (
+            &["--closure", "list", "--annotations", "closure", "out"],
+            "is not a closure-info",
+        ),
+        (&["--closure", "missing", "out"], "nix-store --realise"),
+        (
+            &["--closure", "dangling", "out"],
+            "cannot read the closure dangling",
+        ),
+        (&["--copy-to-root", "file.json", "out"], "is a file"),
+        (&["--copy-to-root", "list", "out"], "JSON list"),
+        (
+            &["--from-image", "nowhere.tar", "out"],
+            "cannot open nowhere.tar",
+        ),
+        (
+            &["--from-image", "text.tar", "out"],
+            "text.tar is not a tar archive",
+        ),
+        (&["--from-image", "cut.tar", "out"], "cut.tar"),
+        (
+            &["--closure", "list", "nowhere/out"],
+            "cannot build nowhere/out",
+        ),
+        (&["--closure", "list", "store"], "cannot build store"),
+    ] {
+        let args = [&["--ref", "x"], args].concat();
+        let output = fixture.build(&args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(
+            stderr(&output).contains(reason),
+            "{args:?} gave {}",
+            stderr(&output)
+        );
+        assert!(output.stdout.is_empty());
+        assert_eq!(fixture.names(), before, "{args:?}");
+    }
+    let output = fixture.build(&["--closure", "list", "Upper+Case.tar"]);
+    assert!(
+        stderr(&output).contains("pass --ref"),
+        "{}",
+        stderr(&output)
+    );
+    let output = fixture.build(&["--no-such-flag", "out"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn an_archive_is_checked_before_containerd_is_needed() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("text.tar"), "no archive").unwrap();
+    let output = fixture.command(&["load", "text.tar"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("text.tar is not a tar archive"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn without_containerd_the_address_and_the_way_out_are_named() {
+    let fixture = Fixture::new();
+    fixture.built(&["--closure", "list", "--ref", "hello", "out.tar"]);
+    // A socket that nobody listens at any more.
+    drop(std::os::unix::net::UnixListener::bind(fixture.path("dead.sock")).unwrap());
+    for (address, reason) in [
+        ("no.sock", "there is no such socket"),
+        ("dead.sock", "nobody listens there"),
+    ] {
+        for prefix in ["", "unix://"] {
+            let address = format!("{prefix}{}", fixture.path(address).display());
+            let output = fixture
+                .command(&["load", "-a", &address, "out.tar"])
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(1));
+            let message = stderr(&output);
+            for word in [address.trim_start_matches("unix://"), reason, "--address"] {
+                assert!(message.contains(word), "{message}");
+            }
+        }
+    }
+    let output = fixture
+        .command(&["load", "-n", "no\nname", "out.tar"])
+        .output()
+        .unwrap();
+    assert!(
+        stderr(&output).contains("cannot be a namespace"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_store_directory_is_not_taken_for_another() {
+    let fixture = Fixture::new();
+    let output = fixture
+        .command(&["build", "--closure", "list", "--ref", "x", "out"])
+        .output()
+        .unwrap();
+    let message = stderr(&output);
+    assert!(
+        message.contains(&StoreDir::default().to_string()),
+        "{message}"
+    );
+}
