@@ -10,9 +10,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call did not do what it was asked.
 ///
-/// Names and keys are shown quoted and escaped: they come from containerd's clients. This also keeps a message from
-/// ending in `: conflict` or `: not modified`, two endings by which containerd's clients turn a failed precondition
-/// into another error.
+/// Names and keys are shown quoted and escaped: they come from containerd's clients. This also
+/// keeps a message from ending in `: conflict` or `: not modified`, two endings by which
+/// containerd's clients turn a failed precondition into another error.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[expect(
@@ -158,7 +158,8 @@ pub enum Error {
     Damaged { key: String, reason: &'static str },
 }
 
-/// The class of an [`Error`], after the gRPC code that containerd's reference snapshotter answers with.
+/// The class of an [`Error`], after the gRPC code that containerd's reference snapshotter answers
+/// with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// The snapshot, or its parent, does not exist.

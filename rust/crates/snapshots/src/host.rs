@@ -25,7 +25,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Asks with files in `<root>/probe`, which is there only meanwhile. Refuses a root that cannot hold snapshots.
+    /// Asks with files in `<root>/probe`, which is there only meanwhile. Refuses a root that cannot
+    /// hold snapshots.
     pub(crate) fn probe(root: &Path) -> Result<Self> {
         let dir = Scratch::new(root.join("probe"))?;
         require_openat2(&dir.0)?;
@@ -36,14 +37,15 @@ impl Host {
         Ok(Self { index, userxattr })
     }
 
-    /// The options of every overlay mount: what was configured, then what this host needs, unless it is configured.
+    /// The options of every overlay mount: what was configured, then what this host needs, unless
+    /// it is configured.
     pub(crate) fn overlay_options(self, configured: &[String]) -> Vec<String> {
         let mut options = configured.to_vec();
         if self.userxattr && !configured.iter().any(|option| option == "userxattr") {
             options.push("userxattr".to_owned());
         }
-        // An index would tie an upper directory to the lower ones it was first mounted with, by file handles that do
-        // not survive a copy to another file system.
+        // An index would tie an upper directory to the lower ones it was first mounted with, by
+        // file handles that do not survive a copy to another file system.
         if self.index && !configured.iter().any(|option| option.starts_with("index=")) {
             options.push("index=off".to_owned());
         }
@@ -88,7 +90,8 @@ fn require_openat2(dir: &Path) -> Result<()> {
     }
 }
 
-/// overlayfs hides deleted files by their type in directory listings, and shows them again when it is missing.
+/// overlayfs hides deleted files by their type in directory listings, and shows them again when it
+/// is missing.
 fn require_dir_types(root: &Path, dir: &Path) -> Result<()> {
     let file = dir.join("file");
     File::create(&file).map_err(Error::io("create", file))?;
@@ -108,8 +111,8 @@ fn require_dir_types(root: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Asking for the file system also has the kernel load its module, and only then does /sys tell its parameters.
-/// Who may not ask may not mount either, but containerd does that, not this process.
+/// Asking for the file system also has the kernel load its module, and only then does /sys tell its
+/// parameters. Who may not ask may not mount either, but containerd does that, not this process.
 fn require_overlay() -> Result<()> {
     match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Err(Errno::NODEV) => Err(Error::Kernel {
@@ -126,8 +129,9 @@ fn in_user_namespace() -> bool {
         .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
-/// Whether an overlay with `userxattr` can be made here. Kernels of Debian 10 and Ubuntu before 5.11 mount overlays in
-/// user namespaces without the option and do not know it; tmpfs has had user attributes only since 6.6.
+/// Whether an overlay with `userxattr` can be made here. Kernels of Debian 10 and Ubuntu before
+/// 5.11 mount overlays in user namespaces without the option and do not know it; tmpfs has had user
+/// attributes only since 6.6.
 ///
 /// The file system is made but never attached anywhere, so that nothing has to be unmounted.
 fn can_userxattr(dir: &Path) -> bool {

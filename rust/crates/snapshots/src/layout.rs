@@ -36,7 +36,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Deletes what no snapshot owns, and begins to count above `sequence` and whatever could not be deleted.
+    /// Deletes what no snapshot owns, and begins to count above `sequence` and whatever could not
+    /// be deleted.
     pub(crate) fn repair(&self, stored: &BTreeSet<Id>, sequence: Id) -> Result<()> {
         let found = self.ids()?;
         let orphans: Vec<Id> = found.difference(stored).copied().collect();
@@ -91,7 +92,8 @@ impl Layout {
         }
     }
 
-    /// Makes the directories of a snapshot, owned as its parent's layer is, and has them on the disk when it returns.
+    /// Makes the directories of a snapshot, owned as its parent's layer is, and has them on the
+    /// disk when it returns.
     pub(crate) fn make(&self, id: Id, kind: Kind, parent: Option<Id>) -> Result<()> {
         let dir = self.snapshot_dir(id);
         make_private_dir(&dir)?;
@@ -140,8 +142,8 @@ impl Layout {
     }
 }
 
-/// The snapshot is gone, so that a directory which cannot be deleted is no failure of the call; the next
-/// clean-up tries again.
+/// The snapshot is gone, so that a directory which cannot be deleted is no failure of the call; the
+/// next clean-up tries again.
 fn delete_or_warn(path: &Path) {
     if let Err(error) = tree::remove(path) {
         tracing::warn!(path = %path.display(), %error, "a directory that belongs to no snapshot stays behind");
@@ -177,9 +179,10 @@ fn sync(dir: &Path) -> Result<()> {
 
 /// An id for a snapshot that is being made.
 ///
-/// Clean-up leaves the directories of this id alone as long as the reservation lives. When it is dropped without
-/// having been given to [`Snapshotter::create`](crate::Snapshotter::create), or when that fails, everything that was
-/// made under the id is deleted; the drop then blocks on the file system.
+/// Clean-up leaves the directories of this id alone as long as the reservation lives. When it is
+/// dropped without having been given to [`Snapshotter::create`](crate::Snapshotter::create), or
+/// when that fails, everything that was made under the id is deleted; the drop then blocks on the
+/// file system.
 #[must_use = "dropping a reservation deletes what was made under its id"]
 pub struct Reservation {
     layout: Arc<Layout>,
@@ -204,7 +207,8 @@ impl Reservation {
         self.id
     }
 
-    /// Where to put what belongs to the snapshot besides its layer; made by the caller, deleted with the snapshot.
+    /// Where to put what belongs to the snapshot besides its layer; made by the caller, deleted
+    /// with the snapshot.
     #[must_use]
     pub fn attachment_dir(&self) -> PathBuf {
         self.layout.attachment_dir(self.id)

@@ -1,8 +1,9 @@
-//! containerd's snapshot model: which snapshots there are, where their layers lie, and how they are mounted.
+//! containerd's snapshot model: which snapshots there are, where their layers lie, and how they are
+//! mounted.
 //!
-//! The crate depends on redb for the metadata, on rustix for system calls and on nothing else of this workspace. It
-//! never learns what a store path is, never speaks gRPC, never mounts anything and never runs a program. All calls
-//! block; a [`Snapshotter`] is shared behind an `Arc`.
+//! The crate depends on redb for the metadata, on rustix for system calls and on nothing else of
+//! this workspace. It never learns what a store path is, never speaks gRPC, never mounts anything
+//! and never runs a program. All calls block; a [`Snapshotter`] is shared behind an `Arc`.
 //!
 //! # On the disk
 //!
@@ -19,32 +20,37 @@
 //!     <id>/
 //! ```
 //!
-//! A commit changes one row and nothing else on the disk: the id, and with it the directories, stay.
+//! A commit changes one row and nothing else on the disk: the id, and with it the directories,
+//! stay.
 //!
 //! # What is made when
 //!
-//! [`Snapshotter::reserve`] gives an id. The caller fills the attachment directory of this id, which may take as long
-//! as it takes. [`Snapshotter::create`] then makes the directories, has them on the disk (`fsync` of each and of those
-//! that name them), and adds the row in one short transaction. [`Snapshotter::remove`] goes the other way: it deletes
-//! the row in one short transaction and the directories afterwards. So a crash or a power cut can leave directories
-//! without a row, never a row without its directories, and [`Snapshotter::open`] deletes what has no row. A name made
-//! up for the time being, and a rename at the end, would add nothing: an id is not given twice by one process, and
-//! when a process starts there is nothing left under the ids that were reserved but never published.
+//! [`Snapshotter::reserve`] gives an id. The caller fills the attachment directory of this id,
+//! which may take as long as it takes. [`Snapshotter::create`] then makes the directories, has them
+//! on the disk (`fsync` of each and of those that name them), and adds the row in one short
+//! transaction. [`Snapshotter::remove`] goes the other way: it deletes the row in one short
+//! transaction and the directories afterwards. So a crash or a power cut can leave directories
+//! without a row, never a row without its directories, and [`Snapshotter::open`] deletes what has
+//! no row. A name made up for the time being, and a rename at the end, would add nothing: an id is
+//! not given twice by one process, and when a process starts there is nothing left under the ids
+//! that were reserved but never published.
 //!
-//! What containerd writes into a layer is not synced here. It has its own switch for that (`image_pull_with_sync_fs`).
+//! What containerd writes into a layer is not synced here. It has its own switch for that
+//! (`image_pull_with_sync_fs`).
 //!
 //! # What is deleted when
 //!
-//! containerd removes every snapshot that it does not know and calls [`Snapshotter::cleanup`] afterwards, which
-//! deletes the directories whose id is neither in the store nor reserved. Nothing that is mounted inside a directory
-//! is ever entered: a directory with a mount in it stays, with a warning, until a later clean-up finds it unmounted.
+//! containerd removes every snapshot that it does not know and calls [`Snapshotter::cleanup`]
+//! afterwards, which deletes the directories whose id is neither in the store nor reserved. Nothing
+//! that is mounted inside a directory is ever entered: a directory with a mount in it stays, with a
+//! warning, until a later clean-up finds it unmounted.
 //!
 //! # Who waits for whom
 //!
-//! Reads see the store as it was when they began and wait for nobody. Write transactions wait for one another; each is
-//! a handful of look-ups and one commit, and none spans a directory walk, a deletion or a call of the caller's. Every
-//! one is on the disk when it returns. The set of reserved ids has a mutex of its own, held for one insertion, one
-//! removal or one copy.
+//! Reads see the store as it was when they began and wait for nobody. Write transactions wait for
+//! one another; each is a handful of look-ups and one commit, and none spans a directory walk, a
+//! deletion or a call of the caller's. Every one is on the disk when it returns. The set of
+//! reserved ids has a mutex of its own, held for one insertion, one removal or one copy.
 //!
 //! Linux 5.6 or newer is needed, for `openat2`.
 

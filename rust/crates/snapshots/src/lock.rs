@@ -10,8 +10,9 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
-/// Holds `<root>/lock` until it is dropped. The kernel lets go of it when the process dies, so it is never stale; the
-/// file stays, since deleting it would let two processes lock two files of one name.
+/// Holds `<root>/lock` until it is dropped. The kernel lets go of it when the process dies, so it
+/// is never stale; the file stays, since deleting it would let two processes lock two files of one
+/// name.
 pub(crate) struct RootLock {
     _file: File,
 }

@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 
-/// Labels of a snapshot. An empty value means that the label is absent, as in containerd's own metadata store
-/// (`core/metadata/boltutil`).
+/// Labels of a snapshot. An empty value means that the label is absent, as in containerd's own
+/// metadata store (`core/metadata/boltutil`).
 pub type Labels = BTreeMap<String, String>;
 
-/// The number of a snapshot. It names the snapshot's directories and never changes, while a commit gives the
-/// snapshot another name; it is not used again after the snapshot is gone.
+/// The number of a snapshot. It names the snapshot's directories and never changes, while a commit
+/// gives the snapshot another name; it is not used again after the snapshot is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub(crate) u64);
 
@@ -101,8 +101,9 @@ pub(crate) fn drop_empty(mut labels: Labels) -> Labels {
     labels
 }
 
-/// The labels of snapshot `key` after an update with a field mask (containerd `core/snapshots/storage`, `UpdateInfo`):
-/// no path at all replaces everything mutable, which is the labels.
+/// The labels of snapshot `key` after an update with a field mask (containerd
+/// `core/snapshots/storage`, `UpdateInfo`): no path at all replaces everything mutable, which is
+/// the labels.
 pub(crate) fn masked_labels<P: AsRef<str>>(
     key: &str,
     mut old: Labels,

@@ -19,7 +19,8 @@ pub struct Mount {
 
 /// Where the layers are.
 ///
-/// `snapshots` is known to be valid in mount options: UTF-8, and without the characters that separate them.
+/// `snapshots` is known to be valid in mount options: UTF-8, and without the characters that
+/// separate them.
 pub(crate) fn layer_dir(snapshots: &Path, id: Id) -> PathBuf {
     snapshots.join(id.to_string()).join("fs")
 }
@@ -31,8 +32,8 @@ pub(crate) fn work_dir(snapshots: &Path, id: Id) -> PathBuf {
 
 /// The mounts of a snapshot, as containerd 2.x gives them (`plugins/snapshots/overlay`).
 ///
-/// A single layer is a bind mount, since overlayfs wants a lower directory under a writable one and two when there is
-/// none. `options` are those of overlayfs and never apply to bind mounts.
+/// A single layer is a bind mount, since overlayfs wants a lower directory under a writable one and
+/// two when there is none. `options` are those of overlayfs and never apply to bind mounts.
 pub(crate) fn mounts(snapshots: &Path, options: &[String], snapshot: &Snapshot) -> Vec<Mount> {
     let layer = |id| layer_dir(snapshots, id).display().to_string();
     let bind = |id, access: &str| Mount {

@@ -8,8 +8,9 @@
 //! parent      string      labels      (string, string)*, to the end
 //! ```
 //!
-//! Integers are little-endian, a string is its length as u32 and its bytes. The labels stand last and are only decoded
-//! when they are asked for: a Nix layer can carry thousands of them, and most calls need none.
+//! Integers are little-endian, a string is its length as u32 and its bytes. The labels stand last
+//! and are only decoded when they are asked for: a Nix layer can carry thousands of them, and most
+//! calls need none.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -162,7 +163,8 @@ fn encode_labels(labels: &Labels) -> Vec<u8> {
 }
 
 fn push_string(bytes: &mut Vec<u8>, text: &str) {
-    // redb refuses a value of 3 GiB and more, so a length that u32 cannot hold never reaches the disk.
+    // redb refuses a value of 3 GiB and more, so a length that u32 cannot hold never reaches the
+    // disk.
     let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(text.as_bytes());

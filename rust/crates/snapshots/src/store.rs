@@ -1,8 +1,9 @@
 //! The metadata store: which snapshots there are, in one redb file.
 //!
-//! redb is copy-on-write like the bolt that containerd uses: one writer, readers that see the state at their start,
-//! and nothing to replay after a crash. Commits are in two phases, that is with two `fdatasync`, as bolt's are: the one
-//! that redb can save relies on a checksum that is not cryptographic, over pages with labels that strangers wrote.
+//! redb is copy-on-write like the bolt that containerd uses: one writer, readers that see the state
+//! at their start, and nothing to replay after a crash. Commits are in two phases, that is with two
+//! `fdatasync`, as bolt's are: the one that redb can save relies on a checksum that is not
+//! cryptographic, over pages with labels that strangers wrote.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -31,8 +32,8 @@ const SCHEMA_VERSION: u64 = 1;
 /// In `META`: the highest id that was ever published.
 const SEQUENCE: &str = "sequence";
 
-/// redb's own default is 1 GiB. A row of an ordinary layer has less than 1 KiB, so this holds a busy node's store,
-/// while all of the daemon is to stay below 12 MB.
+/// redb's own default is 1 GiB. A row of an ordinary layer has less than 1 KiB, so this holds a
+/// busy node's store, while all of the daemon is to stay below 12 MB.
 const CACHE_BYTES: usize = 1 << 20;
 
 /// The first bytes of a redb file.
@@ -86,7 +87,8 @@ trait Snapshots: ReadableTable<&'static str, &'static [u8]> {
         })
     }
 
-    /// Whether a snapshot could be made, in the order in which containerd's own store asks; gives the parent's id.
+    /// Whether a snapshot could be made, in the order in which containerd's own store asks; gives
+    /// the parent's id.
     fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Option<Id>, Stop> {
         if kind == Kind::Committed {
             return Err(Error::CreateCommitted {
@@ -177,7 +179,8 @@ impl Store {
         }
     }
 
-    /// Makes the store of `root`, which has none. It gets its name last, so that a crash leaves none or a whole one.
+    /// Makes the store of `root`, which has none. It gets its name last, so that a crash leaves
+    /// none or a whole one.
     pub(crate) fn create(root: &Path) -> Result<()> {
         let path = Self::path(root);
         let unfinished = path.with_extension("db.new");
@@ -207,7 +210,8 @@ impl Store {
 
     /// Opens the store of `root`.
     ///
-    /// All of it is verified: what is in no row is deleted afterwards, so a damaged store must not pass for an empty one.
+    /// All of it is verified: what is in no row is deleted afterwards, so a damaged store must not
+    /// pass for an empty one.
     pub(crate) fn open(root: &Path) -> Result<Self> {
         let path = Self::path(root);
         let file = File::options()
@@ -281,7 +285,8 @@ impl Store {
         })
     }
 
-    /// One write transaction, durable when this returns; an error of `body` leaves the store as it was.
+    /// One write transaction, durable when this returns; an error of `body` leaves the store as it
+    /// was.
     fn write<T>(
         &self,
         operation: &'static str,
@@ -332,7 +337,8 @@ impl Store {
         })
     }
 
-    /// Publishes snapshot `id`, whose directories were made with the owner of the parent numbered `parent_id`.
+    /// Publishes snapshot `id`, whose directories were made with the owner of the parent numbered
+    /// `parent_id`.
     pub(crate) fn insert(
         &self,
         id: Id,
@@ -393,7 +399,8 @@ impl Store {
         })
     }
 
-    /// Calls `each` with every snapshot that `filter` lets through, in the order of the names, as of one moment.
+    /// Calls `each` with every snapshot that `filter` lets through, in the order of the names, as
+    /// of one moment.
     pub(crate) fn list(
         &self,
         filter: &Filter,
@@ -432,7 +439,8 @@ impl Store {
         })
     }
 
-    /// Turns the active snapshot `key` into the committed one `name`. `parent` may give a parent to one without.
+    /// Turns the active snapshot `key` into the committed one `name`. `parent` may give a parent to
+    /// one without.
     pub(crate) fn commit(
         &self,
         name: &str,

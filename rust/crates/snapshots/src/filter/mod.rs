@@ -1,7 +1,7 @@
 //! containerd's filters (`pkg/filters`): which snapshots a list shows.
 //!
-//! One filter is a list of selectors that must all hold; of several filters one must hold; no filter, or an empty one,
-//! holds for every snapshot. A selector tests one field:
+//! One filter is a list of selectors that must all hold; of several filters one must hold; no
+//! filter, or an empty one, holds for every snapshot. A selector tests one field:
 //!
 //! | selector | holds when |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | `field!=value` | it has another value, where an absent field has the empty one |
 //! | `field~=value` | the regular expression matches somewhere in its value, as above |
 //!
-//! The fields are `kind` (`active`, `view` or `committed`), `name`, `parent` (empty, not absent, when there is none)
-//! and `labels.<name>`; any other is absent.
+//! The fields are `kind` (`active`, `view` or `committed`), `name`, `parent` (empty, not absent,
+//! when there is none) and `labels.<name>`; any other is absent.
 
 mod parse;
 #[cfg(test)]
@@ -129,9 +129,11 @@ impl Field {
     }
 }
 
-/// A regular expression that is not valid matches nothing, as in containerd; one that is too large is an error.
+/// A regular expression that is not valid matches nothing, as in containerd; one that is too large
+/// is an error.
 ///
-/// The dialects of Go and of this crate differ at the edges: Go has `\101` for a character, this one has `\u0041`.
+/// The dialects of Go and of this crate differ at the edges: Go has `\101` for a character, this
+/// one has `\u0041`.
 fn regex(pattern: &str) -> Result<Option<Regex>> {
     match RegexBuilder::new(pattern)
         .size_limit(MAX_REGEX_BYTES)

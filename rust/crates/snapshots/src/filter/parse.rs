@@ -11,9 +11,10 @@
 //! quoted    = '"' *( character / escape ) '"'          ; the value of "~=" also between / / and | |
 //! ```
 //!
-//! White space may stand before a field, an operator and a value, as containerd's scanner has it. Unlike there, invisible
-//! format characters (Unicode category Cf) need no quotes. Escapes are those of
-//! Go: `\a \b \f \n \r \t \v \\`, the quote itself, `\ooo`, `\xhh`, `\uhhhh` and `\Uhhhhhhhh`.
+//! White space may stand before a field, an operator and a value, as containerd's scanner has it.
+//! Unlike there, invisible format characters (Unicode category Cf) need no quotes. Escapes are
+//! those of Go: `\a \b \f \n \r \t \v \\`, the quote itself, `\ooo`, `\xhh`, `\uhhhh` and
+//! `\Uhhhhhhhh`.
 
 use super::{Field, Selector, Test, regex};
 use crate::error::{Error, Result};

@@ -31,7 +31,8 @@ fn matching<'a>(infos: &'a [Info], filters: &[&str]) -> Vec<&'a str> {
         .collect()
 }
 
-/// The snapshots and filters of the subtest "Walk" of containerd's suite (core/snapshots/testsuite).
+/// The snapshots and filters of the subtest "Walk" of containerd's suite
+/// (core/snapshots/testsuite).
 #[test]
 fn the_filters_of_containerds_own_test() {
     let root = ("containerd.io/gc.root", "check-walk");

@@ -20,14 +20,16 @@ pub const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
 /// How a [`Snapshotter`] behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Delete the directory of a snapshot in [`Snapshotter::remove`], instead of in [`Snapshotter::cleanup`].
+    /// Delete the directory of a snapshot in [`Snapshotter::remove`], instead of in
+    /// [`Snapshotter::cleanup`].
     pub sync_remove: bool,
     /// Add [`UPPERDIR_LABEL`] to the labels that stat, update and list give. It is never stored.
     pub upperdir_label: bool,
-    /// Further options of overlay mounts, each a flag or `key=value`. They never apply to bind mounts.
+    /// Further options of overlay mounts, each a flag or `key=value`. They never apply to bind
+    /// mounts.
     pub mount_options: Vec<String>,
-    /// The name of the directory beside `snapshots` that holds the attachments: for each id a directory whose content
-    /// is the caller's, and which lives and dies with its snapshot.
+    /// The name of the directory beside `snapshots` that holds the attachments: for each id a
+    /// directory whose content is the caller's, and which lives and dies with its snapshot.
     pub attachments: &'static str,
 }
 
@@ -53,11 +55,13 @@ pub struct Snapshotter {
 }
 
 impl Snapshotter {
-    /// Opens the snapshots of `root`, which is made if it is missing, and deletes what a crash left behind.
+    /// Opens the snapshots of `root`, which is made if it is missing, and deletes what a crash left
+    /// behind.
     ///
     /// # Errors
     ///
-    /// As [`Snapshotter::check`], and when the store is damaged, missing, of another program or of a newer version.
+    /// As [`Snapshotter::check`], and when the store is damaged, missing, of another program or of
+    /// a newer version.
     pub fn open(root: &Path, options: &Options) -> Result<Self> {
         let (root, lock, host) = prepare(root, options)?;
         let layout = Layout::open(&root, options.attachments)?;
@@ -83,12 +87,14 @@ impl Snapshotter {
         })
     }
 
-    /// Tests whether `root` could be opened, without opening the store. Makes `root` if it is missing.
+    /// Tests whether `root` could be opened, without opening the store. Makes `root` if it is
+    /// missing.
     ///
     /// # Errors
     ///
-    /// When an option is not valid, when the root cannot be made or written, cannot be named in mount options or is in
-    /// use, when its file system does not tell file types, or when the kernel lacks overlayfs or `openat2`.
+    /// When an option is not valid, when the root cannot be made or written, cannot be named in
+    /// mount options or is in use, when its file system does not tell file types, or when the
+    /// kernel lacks overlayfs or `openat2`.
     pub fn check(root: &Path, options: &Options) -> Result<()> {
         prepare(root, options).map(drop)
     }
@@ -98,12 +104,14 @@ impl Snapshotter {
         self.layout.reserve()
     }
 
-    /// Tests whether [`Snapshotter::create`] could succeed now, for callers with much to do before it.
+    /// Tests whether [`Snapshotter::create`] could succeed now, for callers with much to do before
+    /// it.
     ///
     /// # Errors
     ///
     /// [`Code::AlreadyExists`](crate::Code), [`Code::NotFound`](crate::Code) for the parent, and
-    /// [`Code::InvalidArgument`](crate::Code) for a parent that is not committed, an empty key or the kind committed.
+    /// [`Code::InvalidArgument`](crate::Code) for a parent that is not committed, an empty key or
+    /// the kind committed.
     pub fn check_new(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<()> {
         not_empty("key", key)?;
         self.store.admit(kind, key, some_name(parent)).map(drop)
@@ -139,7 +147,8 @@ impl Snapshotter {
     ///
     /// # Errors
     ///
-    /// [`Code::NotFound`](crate::Code), or [`Code::FailedPrecondition`](crate::Code) for a committed snapshot.
+    /// [`Code::NotFound`](crate::Code), or [`Code::FailedPrecondition`](crate::Code) for a
+    /// committed snapshot.
     pub fn snapshot(&self, key: &str) -> Result<Snapshot> {
         self.store.snapshot(key)
     }
@@ -150,17 +159,19 @@ impl Snapshotter {
         mounts(self.layout.snapshots(), &self.overlay_options, snapshot)
     }
 
-    /// Turns the active snapshot `key` into the committed one `name`. Labels are replaced, not inherited.
+    /// Turns the active snapshot `key` into the committed one `name`. Labels are replaced, not
+    /// inherited.
     ///
-    /// A snapshot that was made without parent can get one now (containerd 2.2); an empty `parent` leaves it as it is.
-    /// Takes the same short time however large the snapshot is: containerd waits for it with a lock on all its
-    /// metadata.
+    /// A snapshot that was made without parent can get one now (containerd 2.2); an empty `parent`
+    /// leaves it as it is. Takes the same short time however large the snapshot is: containerd
+    /// waits for it with a lock on all its metadata.
     ///
     /// # Errors
     ///
-    /// [`Code::NotFound`](crate::Code) for the key or the parent, [`Code::AlreadyExists`](crate::Code) for the name,
-    /// [`Code::FailedPrecondition`](crate::Code) when `key` is not active or the parent not committed,
-    /// [`Code::InvalidArgument`](crate::Code) for an empty name or another parent than the one it was made on.
+    /// [`Code::NotFound`](crate::Code) for the key or the parent,
+    /// [`Code::AlreadyExists`](crate::Code) for the name, [`Code::FailedPrecondition`](crate::Code)
+    /// when `key` is not active or the parent not committed, [`Code::InvalidArgument`](crate::Code)
+    /// for an empty name or another parent than the one it was made on.
     pub fn commit(
         &self,
         name: &str,
@@ -176,12 +187,13 @@ impl Snapshotter {
 
     /// Removes a snapshot that has no children, of any kind.
     ///
-    /// Its attachments are deleted at once, its directory too with [`Options::sync_remove`]. What cannot be deleted is
-    /// logged, and [`Snapshotter::cleanup`] tries again.
+    /// Its attachments are deleted at once, its directory too with [`Options::sync_remove`]. What
+    /// cannot be deleted is logged, and [`Snapshotter::cleanup`] tries again.
     ///
     /// # Errors
     ///
-    /// [`Code::NotFound`](crate::Code), or [`Code::FailedPrecondition`](crate::Code) when it has children.
+    /// [`Code::NotFound`](crate::Code), or [`Code::FailedPrecondition`](crate::Code) when it has
+    /// children.
     pub fn remove(&self, key: &str) -> Result<()> {
         let id = self.store.remove(key)?;
         self.layout.delete_attachment(id);
@@ -202,23 +214,25 @@ impl Snapshotter {
             .map(|(id, info)| self.decorate(id, info))
     }
 
-    /// Changes the labels of a snapshot and gives what it is then. `paths` is a field mask: `labels` replaces all of
-    /// them, `labels.<name>` sets one, or deletes it when `labels` has no value for it; no path at all is `labels`.
+    /// Changes the labels of a snapshot and gives what it is then. `paths` is a field mask:
+    /// `labels` replaces all of them, `labels.<name>` sets one, or deletes it when `labels` has no
+    /// value for it; no path at all is `labels`.
     ///
     /// # Errors
     ///
-    /// [`Code::NotFound`](crate::Code), or [`Code::InvalidArgument`](crate::Code) for any other path.
+    /// [`Code::NotFound`](crate::Code), or [`Code::InvalidArgument`](crate::Code) for any other
+    /// path.
     pub fn update<P: AsRef<str>>(&self, key: &str, labels: &Labels, paths: &[P]) -> Result<Info> {
         self.store
             .update(key, labels, paths)
             .map(|(id, info)| self.decorate(id, info))
     }
 
-    /// Calls `each` with every snapshot that one of the filters lets through, or with all if there is no filter, in
-    /// the order of their names, until it breaks.
+    /// Calls `each` with every snapshot that one of the filters lets through, or with all if there
+    /// is no filter, in the order of their names, until it breaks.
     ///
-    /// All of them are as of one moment, and other calls go on meanwhile, from `each` too. The store can use the space
-    /// of what changes meanwhile again only afterwards.
+    /// All of them are as of one moment, and other calls go on meanwhile, from `each` too. The
+    /// store can use the space of what changes meanwhile again only afterwards.
     ///
     /// # Errors
     ///
@@ -233,8 +247,8 @@ impl Snapshotter {
             .list(&filter, |id, info| each(self.decorate(id, info)))
     }
 
-    /// What the own layer of a snapshot takes: of an active one now, of a committed one since it was first asked for;
-    /// a view takes nothing.
+    /// What the own layer of a snapshot takes: of an active one now, of a committed one since it
+    /// was first asked for; a view takes nothing.
     ///
     /// # Errors
     ///
@@ -265,8 +279,9 @@ impl Snapshotter {
     ///
     /// When the store or the list of directories cannot be read.
     pub fn cleanup(&self) -> Result<()> {
-        // In this order: a directory is made after its id was reserved, and the reservation ends after the snapshot is
-        // in the store. Whatever is listed first and found in neither of the two afterwards belongs to nothing.
+        // In this order: a directory is made after its id was reserved, and the reservation ends
+        // after the snapshot is in the store. Whatever is listed first and found in neither of the
+        // two afterwards belongs to nothing.
         let found = self.layout.ids()?;
         let reserved = self.layout.reserved().clone();
         let stored = self.store.ids()?;

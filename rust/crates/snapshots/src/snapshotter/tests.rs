@@ -181,7 +181,8 @@ fn every_refusal_has_its_code_and_changes_nothing() {
     assert_eq!(entries(&root.path().join("snapshots")).len(), before.len());
 }
 
-/// Two endings turn a failed precondition into another error in containerd's clients (errdefs `errgrpc`).
+/// Two endings turn a failed precondition into another error in containerd's clients (errdefs
+/// `errgrpc`).
 #[test]
 fn no_name_gives_a_message_another_meaning() {
     let root = tempfile::tempdir().unwrap();
@@ -469,7 +470,8 @@ fn modes_and_owners_do_not_depend_on_the_umask() {
     }
 }
 
-/// Real mounts of the kernel, in a user namespace: bind, writable overlay, whiteouts, read-only overlay.
+/// Real mounts of the kernel, in a user namespace: bind, writable overlay, whiteouts, read-only
+/// overlay.
 #[test]
 fn the_kernel_takes_the_mounts() {
     if !isolated(NAMESPACE, "snapshotter::tests::the_kernel_takes_the_mounts") {

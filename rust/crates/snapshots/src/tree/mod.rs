@@ -1,11 +1,15 @@
-//! Walks, measures and deletes the content of layers, which strangers wrote and may be writing to right now.
+//! Walks, measures and deletes the content of layers, which strangers wrote and may be writing to
+//! right now.
 //!
 //! Three dangers, and what is done about each:
-//! - *A file system mounted inside.* A bind mount of a layer takes part in the propagation of the mount that it was
-//!   made from, so what is mounted into a container can show up below the layer too, and a store path that is mounted
-//!   there must never be deleted through it. No walk enters a mount: `openat2` with `RESOLVE_NO_XDEV`, Linux 5.6.
-//! - *Links.* No path is resolved: every step opens one name below an open directory, and follows no link.
-//! - *Depth.* A process can nest directories without bound. A walk holds the names on its way and one open directory.
+//! - *A file system mounted inside.* A bind mount of a layer takes part in the propagation of the
+//!   mount that it was made from, so what is mounted into a container can show up below the layer
+//!   too, and a store path that is mounted there must never be deleted through it. No walk enters a
+//!   mount: `openat2` with `RESOLVE_NO_XDEV`, Linux 5.6.
+//! - *Links.* No path is resolved: every step opens one name below an open directory, and follows
+//!   no link.
+//! - *Depth.* A process can nest directories without bound. A walk holds the names on its way and
+//!   one open directory.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString, OsStr};
@@ -62,8 +66,8 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     walk(path, &mut Remove)
 }
 
-/// What a directory and all that is in it takes on the disk, as containerd counts (continuity `fs/du_unix.go`); nothing
-/// when there is no such directory.
+/// What a directory and all that is in it takes on the disk, as containerd counts (continuity
+/// `fs/du_unix.go`); nothing when there is no such directory.
 pub(crate) fn usage(path: &Path) -> Result<Option<Usage>> {
     #[derive(Default)]
     struct Measure {
@@ -261,8 +265,9 @@ fn enter<V: Visitor>(
 
 /// Goes from `here` to the directory above, which is the last of `levels`.
 ///
-/// When `here` was moved or deleted meanwhile, `..` is another directory or none. Then the way is found again from the
-/// top, and the levels that are no longer there are given up, like any file that vanishes during a walk.
+/// When `here` was moved or deleted meanwhile, `..` is another directory or none. Then the way is
+/// found again from the top, and the levels that are no longer there are given up, like any file
+/// that vanishes during a walk.
 fn ascend(parent: &Path, here: &OwnedFd, levels: &mut Vec<Level>) -> Result<OwnedFd, Errno> {
     match openat(
         here,

@@ -1,0 +1,245 @@
+//! Opening a root: what is refused, and what is repaired.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use redb::{Database, TableDefinition};
+use snapshots::{Code, Error, Kind, Labels, Options, Snapshotter};
+
+fn open(root: &Path) -> Result<Snapshotter, Error> {
+    Snapshotter::open(root, &Options::default())
+}
+
+fn create(s: &Snapshotter, key: &str) -> String {
+    let snapshot = s
+        .create(s.reserve(), Kind::Active, key, None, Labels::new())
+        .unwrap();
+    snapshot.id.to_string()
+}
+
+fn names(s: &Snapshotter) -> Vec<String> {
+    let mut names = Vec::new();
+    s.list::<&str>(&[], |info| {
+        names.push(info.name);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    names
+}
+
+fn refusal(root: &Path) -> String {
+    match open(root) {
+        Ok(_) => panic!("{root:?} was opened"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path()).unwrap();
+    for error in [
+        open(root.path()).map(drop).unwrap_err(),
+        Snapshotter::check(root.path(), &Options::default()).unwrap_err(),
+    ] {
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        let message = error.to_string();
+        assert!(message.contains(root.path().to_str().unwrap()), "{message}");
+        assert!(
+            message.contains(&format!("process {}", std::process::id())),
+            "{message}"
+        );
+    }
+    drop(s);
+    open(root.path()).unwrap();
+}
+
+#[test]
+fn a_check_leaves_the_root_as_it_will_be_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("a/b");
+    Snapshotter::check(&root, &Options::default()).unwrap();
+    let entries: Vec<_> = fs::read_dir(&root)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(entries, ["lock"]);
+    open(&root).unwrap();
+}
+
+#[test]
+fn roots_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a:b", "a,b", "a\\b"] {
+        let root = dir.path().join(name);
+        assert!(refusal(&root).contains("separate the options"), "{name}");
+        assert!(!root.exists(), "{name}");
+    }
+    File::create(dir.path().join("file")).unwrap();
+    let message = refusal(&dir.path().join("file"));
+    assert!(message.contains("file\""), "{message}");
+    let message = refusal(Path::new("/proc/nothing/here"));
+    assert!(
+        message.contains("make the directory \"/proc/nothing/here\""),
+        "{message}"
+    );
+    let message = refusal(Path::new("/sys/fs"));
+    assert!(message.contains("/sys/fs/lock"), "{message}");
+}
+
+#[test]
+fn options_that_cannot_be() {
+    let root = tempfile::tempdir().unwrap();
+    for option in ["", "a,b", "lowerdir=/", "upperdir", "workdir=x"] {
+        let options = Options {
+            mount_options: vec![option.to_owned()],
+            ..Options::default()
+        };
+        let error = Snapshotter::open(root.path(), &options)
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(
+            error.to_string().contains(&format!("{option:?}")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_store_of_another_program_is_left_alone() {
+    let bolt: Vec<u8> = [&[0; 16], &0xED0C_DAED_u32.to_le_bytes()[..], &[0; 4000]].concat();
+    for (content, words) in [
+        (bolt.as_slice(), "bolt"),
+        (b"", "unknown"),
+        (b"SQLite format 3\0", "unknown"),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("metadata.db");
+        fs::write(&path, content).unwrap();
+        let layer = root.path().join("snapshots/7/fs");
+        fs::create_dir_all(&layer).unwrap();
+        let message = refusal(root.path());
+        assert!(
+            message.contains(words) && message.contains("metadata.db"),
+            "{message}"
+        );
+        assert!(layer.exists());
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_store_that_is_missing_is_not_taken_for_an_empty_one() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path()).unwrap();
+    let id = create(&s, "a");
+    drop(s);
+    fs::remove_file(root.path().join("metadata.db")).unwrap();
+    let message = refusal(root.path());
+    assert!(
+        message.contains("metadata.db") && message.contains("missing"),
+        "{message}"
+    );
+    assert!(root.path().join("snapshots").join(id).join("fs").exists());
+    fs::remove_dir_all(root.path().join("snapshots")).unwrap();
+    open(root.path()).unwrap();
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path()).unwrap();
+    let id = create(&s, "a");
+    drop(s);
+    let db = Database::open(root.path().join("metadata.db")).unwrap();
+    let txn = db.begin_write().unwrap();
+    txn.open_table(TableDefinition::<&str, u64>::new("meta"))
+        .unwrap()
+        .insert("schema", 2)
+        .unwrap();
+    txn.commit().unwrap();
+    drop(db);
+    let message = refusal(root.path());
+    assert!(
+        message.contains("schema 2") && message.contains("newer"),
+        "{message}"
+    );
+    assert!(root.path().join("snapshots").join(id).join("fs").exists());
+}
+
+#[test]
+fn a_damaged_store_never_passes_for_a_smaller_one() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path()).unwrap();
+    let keys: Vec<_> = (10..30).map(|i| format!("key {i}")).collect();
+    let ids: Vec<_> = keys.iter().map(|key| create(&s, key)).collect();
+    drop(s);
+    let path = root.path().join("metadata.db");
+    let whole = fs::read(&path).unwrap();
+    let mut refused = 0;
+    for at in (0..whole.len()).step_by(997) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x41;
+        fs::write(&path, &damaged).unwrap();
+        match open(root.path()) {
+            Ok(s) => assert_eq!(names(&s), keys, "byte {at}"),
+            Err(_) => refused += 1,
+        }
+        for id in &ids {
+            assert!(
+                root.path().join("snapshots").join(id).join("fs").exists(),
+                "byte {at}"
+            );
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
+fn what_a_crash_left_is_deleted_and_its_ids_are_not_given_again() {
+    let root = tempfile::tempdir().unwrap();
+    // Between the file and its name.
+    fs::write(root.path().join("metadata.db.new"), "half a store").unwrap();
+    let s = open(root.path()).unwrap();
+    let kept = create(&s, "kept");
+    let attachment = root.path().join("attachments").join(&kept);
+    fs::create_dir(&attachment).unwrap();
+    drop(s);
+
+    // Between the directories and the row, and between the roots and the directories.
+    let orphan = root.path().join("snapshots/50");
+    fs::create_dir_all(orphan.join("fs/etc")).unwrap();
+    File::create(orphan.join("fs/etc/passwd"))
+        .unwrap()
+        .write_all(b"x")
+        .unwrap();
+    let rooted = root.path().join("attachments/60");
+    fs::create_dir(&rooted).unwrap();
+    std::os::unix::fs::symlink("/nowhere", rooted.join("0")).unwrap();
+    // Of someone else.
+    let other = root.path().join("snapshots/lost+found");
+    fs::create_dir(&other).unwrap();
+
+    let s = open(root.path()).unwrap();
+    assert!(!orphan.exists() && !rooted.exists());
+    assert!(other.exists() && attachment.exists());
+    assert!(
+        root.path()
+            .join("snapshots")
+            .join(&kept)
+            .join("fs")
+            .exists()
+    );
+    assert!(!root.path().join("metadata.db.new").exists());
+    assert_eq!(create(&s, "next"), "61");
+    assert_eq!(names(&s), ["kept", "next"]);
+}
