@@ -1,18 +1,16 @@
 //! The files of a layer.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
     io::{self, Read, Write},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use nix_store::{StoreDir, StorePath};
 use tar::{EntryType, Header};
 
 use crate::Error;
-
-/// Name prefix by which a layer deletes a file of a lower one (image-spec, `layer.md`).
-const WHITEOUT_PREFIX: &str = ".wh.";
 
 /// What a store path is, by `lstat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,20 +41,48 @@ pub struct RootEntry {
     pub file: Option<PathBuf>,
 }
 
-/// The files of a layer, by path.
+/// The files of a layer.
 #[derive(Clone, Debug, Default)]
 pub struct LayerTree {
-    // Paths compare by component: a directory precedes what is in it.
-    nodes: BTreeMap<PathBuf, Node>,
+    root: Directory,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Directory {
+    /// What asked for it first: the other party of a collision.
+    source: PathBuf,
+    children: BTreeMap<OsString, Node>,
 }
 
 #[derive(Clone, Debug)]
-struct Node {
-    kind: NodeKind,
-    /// What asked for the node first: the other party of a collision.
+enum Node {
+    Directory(Directory),
+    Leaf(Leaf),
+}
+
+#[derive(Clone, Debug)]
+struct Leaf {
+    content: Content,
     source: PathBuf,
     /// See [`RootEntry::file`].
     file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Content {
+    File { executable: bool },
+    Symlink { target: PathBuf },
+}
+
+impl Content {
+    /// `None` for a directory.
+    fn of(kind: NodeKind) -> Option<Self> {
+        match kind {
+            NodeKind::Directory => None,
+            NodeKind::File { executable } => Some(Self::File { executable }),
+            NodeKind::Symlink { target } => Some(Self::Symlink { target }),
+        }
+    }
 }
 
 impl LayerTree {
@@ -66,14 +92,8 @@ impl LayerTree {
     /// [`Error::Whiteout`] for a store directory of such a name.
     pub fn new(store_dir: &StoreDir) -> Result<Self, Error> {
         let mut tree = Self::default();
-        tree.add(
-            below_root(Path::new(store_dir.as_str())),
-            Node {
-                kind: NodeKind::Directory,
-                source: store_dir.as_str().into(),
-                file: None,
-            },
-        )?;
+        let path = Path::new(store_dir.as_str());
+        tree.add(path, path, NodeKind::Directory, None)?;
         Ok(tree)
     }
 
@@ -83,14 +103,7 @@ impl LayerTree {
     /// # Errors
     /// [`Error::Collision`] with what `copyToRoot` brought before.
     pub fn add_mount_point(&mut self, path: &StorePath, kind: NodeKind) -> Result<(), Error> {
-        self.add(
-            below_root(path.as_path()),
-            Node {
-                kind,
-                source: path.as_path().into(),
-                file: None,
-            },
-        )
+        self.add(path.as_path(), path.as_path(), kind, None)
     }
 
     /// Adds a directory of `copyToRoot`, or a link to anything else.
@@ -98,62 +111,77 @@ impl LayerTree {
     /// # Errors
     /// [`Error::Collision`] if two trees bring different files to one path;
     /// [`Error::Whiteout`] for a file whose name would delete another.
-    pub fn add_root_entry(&mut self, entry: RootEntry) -> Result<(), Error> {
+    pub fn add_root_entry(&mut self, entry: &RootEntry) -> Result<(), Error> {
         let kind = match &entry.file {
             None => NodeKind::Directory,
             Some(_) => NodeKind::Symlink {
                 target: entry.source.clone(),
             },
         };
-        self.add(
-            entry.path,
-            Node {
-                kind,
-                source: entry.source,
-                file: entry.file,
-            },
-        )
+        self.add(&entry.path, &entry.source, kind, entry.file.as_deref())
     }
 
-    fn add(&mut self, path: PathBuf, node: Node) -> Result<(), Error> {
-        if path.file_name().is_some_and(is_whiteout) {
-            return Err(Error::Whiteout { path: node.source });
-        }
-        if let Some(parent) = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-        {
-            let is_directory = self
-                .nodes
-                .get(parent)
-                .is_some_and(|parent| parent.kind == NodeKind::Directory);
-            if !is_directory {
-                self.add(
-                    parent.to_owned(),
-                    Node {
-                        kind: NodeKind::Directory,
-                        source: node.source.clone(),
-                        file: None,
-                    },
-                )?;
+    /// Adds a node and the directories above it.
+    fn add(
+        &mut self,
+        path: &Path,
+        source: &Path,
+        kind: NodeKind,
+        file: Option<&Path>,
+    ) -> Result<(), Error> {
+        let collision = |first: &Path| Error::Collision {
+            path: Path::new("/").join(path),
+            first: first.to_owned(),
+            second: source.to_owned(),
+        };
+        let new_directory = || {
+            Node::Directory(Directory {
+                source: source.to_owned(),
+                children: BTreeMap::new(),
+            })
+        };
+        let mut names = path.components().filter_map(|component| match component {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        });
+        let Some(mut name) = names.next() else {
+            return Ok(());
+        };
+        let mut directory = &mut self.root;
+        for below in names {
+            check_name(name, source)?;
+            let node = directory.children.entry(name.to_owned());
+            match node.or_insert_with(new_directory) {
+                Node::Directory(found) => directory = found,
+                Node::Leaf(leaf) => return Err(collision(&leaf.source)),
             }
+            name = below;
         }
-        match self.nodes.entry(path) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(node);
+        check_name(name, source)?;
+        let content = Content::of(kind);
+        match (directory.children.get(name), content) {
+            (None, None) => {
+                directory.children.insert(name.to_owned(), new_directory());
                 Ok(())
             }
-            Entry::Occupied(old) => {
-                let same_kind = old.get().kind == node.kind;
-                let same_file = old.get().file == node.file && node.file.is_some();
-                if same_kind || same_file {
+            (None, Some(content)) => {
+                let leaf = Leaf {
+                    content,
+                    source: source.to_owned(),
+                    file: file.map(Path::to_owned),
+                };
+                directory.children.insert(name.to_owned(), Node::Leaf(leaf));
+                Ok(())
+            }
+            (Some(Node::Directory(_)), None) => Ok(()),
+            (Some(Node::Directory(found)), Some(_)) => Err(collision(&found.source)),
+            (Some(Node::Leaf(found)), content) => {
+                let same_content = content.as_ref() == Some(&found.content);
+                let same_file = file.is_some() && file == found.file.as_deref();
+                if same_content || same_file {
                     return Ok(());
                 }
-                Err(Error::Collision {
-                    path: Path::new("/").join(old.key()),
-                    first: old.get().source.clone(),
-                    second: node.source,
-                })
+                Err(collision(&found.source))
             }
         }
     }
@@ -161,36 +189,68 @@ impl LayerTree {
     /// Writes the tree as a tar archive.
     pub(crate) fn write(&self, out: impl Write) -> io::Result<()> {
         let mut tar = tar::Builder::new(out);
-        for (path, node) in &self.nodes {
-            let mut header = Header::new_ustar();
-            header.set_uid(0);
-            header.set_gid(0);
-            header.set_mtime(0);
-            header.set_size(0);
-            match &node.kind {
-                NodeKind::Directory => {
-                    header.set_entry_type(EntryType::Directory);
-                    header.set_mode(0o755);
-                    tar.append_data(&mut header, path.join(""), io::empty())?;
-                }
-                NodeKind::File { executable } => {
-                    header.set_entry_type(EntryType::Regular);
-                    header.set_mode(if *executable { 0o555 } else { 0o444 });
-                    tar.append_data(&mut header, path, io::empty())?;
-                }
-                NodeKind::Symlink { target } => {
-                    header.set_entry_type(EntryType::Symlink);
-                    header.set_mode(0o777);
-                    let target = target.as_os_str().as_encoded_bytes();
-                    if header.set_link_name_literal(target).is_err() {
-                        append_long_link(&mut tar, target)?;
-                    }
-                    tar.append_data(&mut header, path, io::empty())?;
-                }
-            }
-        }
+        self.root.write(&mut tar, Path::new(""))?;
         tar.finish()
     }
+}
+
+impl Directory {
+    /// Writes what is in the directory, which has this path.
+    fn write(&self, tar: &mut tar::Builder<impl Write>, path: &Path) -> io::Result<()> {
+        for (name, node) in &self.children {
+            let path = path.join(name);
+            match node {
+                Node::Directory(directory) => {
+                    let mut header = header(EntryType::Directory, 0o755);
+                    // The slash at the end is part of a directory's name in a tar archive.
+                    tar.append_data(&mut header, path.join(""), io::empty())?;
+                    directory.write(tar, &path)?;
+                }
+                Node::Leaf(leaf) => leaf.write(tar, &path)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Leaf {
+    fn write(&self, tar: &mut tar::Builder<impl Write>, path: &Path) -> io::Result<()> {
+        let mut header = match &self.content {
+            Content::File { executable: true } => header(EntryType::Regular, 0o555),
+            Content::File { executable: false } => header(EntryType::Regular, 0o444),
+            Content::Symlink { target } => {
+                let mut header = header(EntryType::Symlink, 0o777);
+                let target = target.as_os_str().as_encoded_bytes();
+                if header.set_link_name_literal(target).is_err() {
+                    append_long_link(tar, target)?;
+                }
+                header
+            }
+        };
+        tar.append_data(&mut header, path, io::empty())
+    }
+}
+
+/// The header of something empty that belongs to root and has no time.
+fn header(kind: EntryType, mode: u32) -> Header {
+    let mut header = Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(0);
+    header
+}
+
+/// Refuses what deletes a file of a lower layer (image-spec, `layer.md`, "Whiteouts").
+fn check_name(name: &OsStr, source: &Path) -> Result<(), Error> {
+    if name.as_encoded_bytes().starts_with(b".wh.") {
+        return Err(Error::Whiteout {
+            path: source.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Writes GNU's extension for the target of the link that follows.
@@ -207,15 +267,6 @@ fn append_long_link(tar: &mut tar::Builder<impl Write>, target: &[u8]) -> io::Re
     header.set_size(target.len() as u64 + 1);
     header.set_cksum();
     tar.append(&header, target.chain(&[0][..]))
-}
-
-fn is_whiteout(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes()
-        .starts_with(WHITEOUT_PREFIX.as_bytes())
-}
-
-fn below_root(path: &Path) -> PathBuf {
-    path.strip_prefix("/").unwrap_or(path).to_owned()
 }
 
 #[cfg(test)]
@@ -333,7 +384,7 @@ mod tests {
                 Some("/nix/store/bash/bin/bash"),
             ),
         ] {
-            tree.add_root_entry(entry).unwrap();
+            tree.add_root_entry(&entry).unwrap();
         }
         assert_eq!(
             list(&tree),
@@ -357,14 +408,14 @@ mod tests {
             (file("bin", "/s/a/bin"), entry("bin", "/s/b/bin", None)),
         ] {
             let mut tree = tree();
-            tree.add_root_entry(first.clone()).unwrap();
-            let message = tree.add_root_entry(second.clone()).unwrap_err().to_string();
+            tree.add_root_entry(&first).unwrap();
+            let message = tree.add_root_entry(&second).unwrap_err().to_string();
             for source in [&first.source, &second.source] {
                 assert!(message.contains(source.to_str().unwrap()), "{message}");
             }
         }
         let error = tree()
-            .add_root_entry(file("nix/store", "/s/a/nix/store"))
+            .add_root_entry(&file("nix/store", "/s/a/nix/store"))
             .unwrap_err();
         assert!(matches!(error, Error::Collision { .. }), "{error}");
     }
@@ -373,7 +424,7 @@ mod tests {
     fn a_name_that_deletes_files_is_refused() {
         for path in [".wh.etc", "etc/.wh..wh..opq"] {
             let error = tree()
-                .add_root_entry(entry(path, "/s/a", Some("/s/a")))
+                .add_root_entry(&entry(path, "/s/a", Some("/s/a")))
                 .unwrap_err();
             assert!(matches!(error, Error::Whiteout { .. }), "{error}");
         }
@@ -383,10 +434,10 @@ mod tests {
         #[test]
         fn any_name_survives(names in vec("[^/\\x00]{1,120}", 1..6), target in "/[^\\x00]{1,150}[a-z]") {
             let path: PathBuf = names.iter().filter(|name| !matches!(name.as_str(), "." | "..")).collect();
-            prop_assume!(path.file_name().is_some_and(|name| !is_whiteout(name)));
-            prop_assume!(!names.iter().any(|name| name.starts_with(WHITEOUT_PREFIX)));
+            prop_assume!(path.file_name().is_some());
+            prop_assume!(!names.iter().any(|name| name.starts_with(".wh.")));
             let mut tree = LayerTree::default();
-            tree.add_root_entry(RootEntry {
+            tree.add_root_entry(&RootEntry {
                 path: path.clone(),
                 source: target.clone().into(),
                 file: Some(target.clone().into()),

@@ -80,7 +80,7 @@ impl Walk<'_> {
             } else {
                 // A link that leads nowhere here may lead somewhere in the container.
                 let file = fs::canonicalize(&source).unwrap_or_else(|_| source.clone());
-                self.tree.add_root_entry(RootEntry {
+                self.tree.add_root_entry(&RootEntry {
                     path,
                     source,
                     file: Some(file),
@@ -92,7 +92,7 @@ impl Walk<'_> {
     }
 
     fn subdirectory(&mut self, source: &Path, path: &Path) -> anyhow::Result<()> {
-        self.tree.add_root_entry(RootEntry {
+        self.tree.add_root_entry(&RootEntry {
             path: path.to_owned(),
             source: source.to_owned(),
             file: None,
