@@ -68,7 +68,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = tree::remove(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "a probe directory stays behind");
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(path = %self.0.display(), error, "a probe directory stays behind");
         }
     }
 }
@@ -103,8 +104,9 @@ fn require_dir_types(root: &Path, dir: &Path) -> Result<()> {
         if entry.file_name() == c"file" && entry.file_type() != FileType::RegularFile {
             return Err(Error::Root {
                 root: root.to_owned(),
-                reason: "its file system does not tell file types in directory listings (d_type), which overlayfs \
-                         needs; put it on another, or make this one anew with the feature (xfs: ftype=1, ext4: filetype)",
+                reason: "its file system does not tell file types in directory listings (d_type), \
+                         which overlayfs needs; put it on another, or make this one anew with the \
+                         feature (xfs: ftype=1, ext4: filetype)",
             });
         }
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::lock::RootLock;
 use crate::model::{Id, Kind};
 use crate::mounts::{layer_dir, work_dir};
 use crate::tree;
@@ -20,16 +21,19 @@ pub(crate) struct Layout {
     next: AtomicU64,
     /// Ids with a living [`Reservation`].
     reserved: Mutex<BTreeSet<Id>>,
+    /// Held as long as a reservation lives, since dropping one deletes directories.
+    _lock: RootLock,
 }
 
 impl Layout {
     /// Makes the directories of `root` that are missing.
-    pub(crate) fn open(root: &Path, attachments: &str) -> Result<Self> {
+    pub(crate) fn open(root: &Path, lock: RootLock, attachments: &str) -> Result<Self> {
         let layout = Self {
             snapshots: root.join("snapshots"),
             attachments: root.join(attachments),
             next: AtomicU64::new(1),
             reserved: Mutex::default(),
+            _lock: lock,
         };
         make_private_dir(&layout.snapshots)?;
         make_private_dir(&layout.attachments)?;
@@ -103,24 +107,20 @@ impl Layout {
             make_dir(&work_dir(&self.snapshots, id), 0o711)?;
         }
         if let Some(parent) = parent {
-            let parent = layer_dir(&self.snapshots, parent);
-            let wanted =
-                fs::symlink_metadata(&parent).map_err(Error::io("read the owner of", parent))?;
-            let is =
-                fs::symlink_metadata(&layer).map_err(Error::io("read the owner of", &layer))?;
-            if (is.uid(), is.gid()) != (wanted.uid(), wanted.gid()) {
-                let owner = lchown(&layer, Some(wanted.uid()), Some(wanted.gid()));
-                owner.map_err(Error::io("set the owner of", &layer))?;
+            let (uid, gid) = owner(&layer_dir(&self.snapshots, parent))?;
+            if owner(&layer)? != (uid, gid) {
+                let set = lchown(&layer, Some(uid), Some(gid));
+                set.map_err(Error::io("set the owner of", &layer))?;
             }
         }
         for dir in [&layer, &dir, &self.snapshots] {
             sync(dir)?;
         }
         let attachment = self.attachment_dir(id);
-        if attachment
+        let attached = attachment
             .try_exists()
-            .map_err(Error::io("look for", &attachment))?
-        {
+            .map_err(Error::io("look for", &attachment))?;
+        if attached {
             sync(&attachment)?;
             sync(&self.attachments)?;
         }
@@ -146,7 +146,9 @@ impl Layout {
 /// next clean-up tries again.
 fn delete_or_warn(path: &Path) {
     if let Err(error) = tree::remove(path) {
-        tracing::warn!(path = %path.display(), %error, "a directory that belongs to no snapshot stays behind");
+        let error = &error as &dyn std::error::Error;
+        let path = path.display();
+        tracing::warn!(%path, error, "a directory that belongs to no snapshot stays behind");
     }
 }
 
@@ -164,6 +166,11 @@ fn make_dir(path: &Path, mode: u32) -> Result<()> {
     fs::create_dir(path).map_err(Error::io("make the directory", path))?;
     let permissions = fs::Permissions::from_mode(mode);
     fs::set_permissions(path, permissions).map_err(Error::io("set the mode of", path))
+}
+
+fn owner(path: &Path) -> Result<(u32, u32)> {
+    let found = fs::symlink_metadata(path).map_err(Error::io("read the owner of", path))?;
+    Ok((found.uid(), found.gid()))
 }
 
 fn sync(dir: &Path) -> Result<()> {

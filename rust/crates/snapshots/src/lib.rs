@@ -10,13 +10,13 @@
 //! ```text
 //! <root>/                        0700   one process at a time
 //!   lock                         0600   flock, with the pid of the holder
-//!   metadata.db                  0600   redb: one row a snapshot, links to children, the highest id
+//!   metadata.db                  0600   redb: a row a snapshot, links to children, the highest id
 //!   probe/                              only while the root is opened
 //!   snapshots/                   0700
 //!     <id>/                      0700
 //!       fs/                      0755   the layer; owned as the parent's layer is
-//!       work/                    0711   what overlayfs needs beside a writable layer; active snapshots only
-//!   <attachments>/               0700   the caller's, one directory a snapshot, see Options::attachments
+//!       work/                    0711   of overlayfs; only what was or is active has one
+//!   <attachments>/               0700   the caller's, see Options::attachments
 //!     <id>/
 //! ```
 //!

@@ -79,12 +79,14 @@ mod tests {
             (
                 Active,
                 &[3],
-                "overlay overlay workdir=/r/s/9/work,upperdir=/r/s/9/fs,lowerdir=/r/s/3/fs,volatile,index=off",
+                "overlay overlay workdir=/r/s/9/work,upperdir=/r/s/9/fs,\
+                 lowerdir=/r/s/3/fs,volatile,index=off",
             ),
             (
                 Active,
                 &[7, 3, 1],
-                "overlay overlay workdir=/r/s/9/work,upperdir=/r/s/9/fs,lowerdir=/r/s/7/fs:/r/s/3/fs:/r/s/1/fs,volatile,index=off",
+                "overlay overlay workdir=/r/s/9/work,upperdir=/r/s/9/fs,\
+                 lowerdir=/r/s/7/fs:/r/s/3/fs:/r/s/1/fs,volatile,index=off",
             ),
             (
                 View,
@@ -100,19 +102,19 @@ mod tests {
                 parents: parents.iter().copied().map(Id).collect(),
             };
             let got = mounts(Path::new("/r/s"), &options, &snapshot);
-            let [mount] = got.as_slice() else {
-                panic!("{got:?}")
+            let [
+                Mount {
+                    fstype,
+                    source,
+                    target,
+                    options,
+                },
+            ] = got.as_slice()
+            else {
+                panic!("{got:?}");
             };
-            assert_eq!(mount.target, "");
-            assert_eq!(
-                format!(
-                    "{} {} {}",
-                    mount.fstype,
-                    mount.source,
-                    mount.options.join(",")
-                ),
-                want
-            );
+            assert_eq!(target, "");
+            assert_eq!(format!("{fstype} {source} {}", options.join(",")), want);
         }
     }
 }

@@ -88,7 +88,7 @@ fn cleanup_never_takes_what_is_being_made() {
         });
         let made = makers
             .into_iter()
-            .map(|maker| maker.join())
+            .map(std::thread::ScopedJoinHandle::join)
             .collect::<Result<Vec<_>, _>>();
         done.store(true, Ordering::Relaxed);
         made.unwrap();

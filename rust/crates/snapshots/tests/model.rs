@@ -61,7 +61,7 @@ fn call() -> impl Strategy<Value = Call> {
     let kind =
         prop_oneof![5 => Just(Kind::Active), 2 => Just(Kind::View), 1 => Just(Kind::Committed)];
     let parent = || proptest::option::of(name());
-    let path = prop_oneof![4 => Just("labels.k"), 4 => Just("labels.l"), 2 => Just("labels"), 1 => Just("kind")];
+    let path = proptest::sample::select(vec!["labels.k", "labels.l", "labels", "kind"]);
     prop_oneof![
         8 => (kind, name(), parent(), labels())
             .prop_map(|(kind, key, parent, labels)| Call::Create { kind, key, parent, labels }),
@@ -342,7 +342,7 @@ fn assert_same(s: &Snapshotter, model: &Model, shown: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn any_sequence_of_calls(calls in proptest::collection::vec(call(), 1..60)) {

@@ -58,7 +58,13 @@ fn one_process_at_a_time() {
             "{message}"
         );
     }
+    let reservation = s.reserve();
     drop(s);
+    assert!(
+        refusal(root.path()).contains("in use"),
+        "dropping a reservation deletes directories"
+    );
+    drop(reservation);
     open(root.path()).unwrap();
 }
 
@@ -80,7 +86,10 @@ fn roots_that_cannot_be() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a:b", "a,b", "a\\b"] {
         let root = dir.path().join(name);
-        assert!(refusal(&root).contains("separate the options"), "{name}");
+        assert!(
+            refusal(&root).contains("separate the options of a mount"),
+            "{name}"
+        );
         assert!(!root.exists(), "{name}");
     }
     File::create(dir.path().join("file")).unwrap();

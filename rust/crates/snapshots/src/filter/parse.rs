@@ -8,7 +8,7 @@
 //! operator  = "==" / "!=" / "~="
 //! value     = quoted / run
 //! run       = printable characters but no "," and no space; the first is none of " / | . = ! ~
-//! quoted    = '"' *( character / escape ) '"'          ; the value of "~=" also between / / and | |
+//! quoted    = '"' *( character / escape ) '"'   ; the value of "~=" also between / / and | |
 //! ```
 //!
 //! White space may stand before a field, an operator and a value, as containerd's scanner has it.

@@ -224,7 +224,9 @@ fn quoted(text: &str, quote: char) -> String {
 
 proptest! {
     #[test]
-    fn nothing_panics_and_errors_point_into_the_filter(filter in r#"([a-z.,"/|=!~\\ ]|\PC|.){0,40}"#) {
+    fn nothing_panics_and_errors_point_into_the_filter(
+        filter in r#"([a-z.,"/|=!~\\ ]|\PC|.){0,40}"#,
+    ) {
         if let Err(Error::FilterSyntax { offset, .. }) = Filter::parse(&[&filter]) {
             prop_assert!(filter.is_char_boundary(offset));
         }

@@ -51,7 +51,6 @@ pub struct Snapshotter {
     overlay_options: Vec<String>,
     sync_remove: bool,
     upperdir_label: bool,
-    _lock: RootLock,
 }
 
 impl Snapshotter {
@@ -64,12 +63,12 @@ impl Snapshotter {
     /// a newer version.
     pub fn open(root: &Path, options: &Options) -> Result<Self> {
         let (root, lock, host) = prepare(root, options)?;
-        let layout = Layout::open(&root, options.attachments)?;
+        let layout = Layout::open(&root, lock, options.attachments)?;
         if !Store::exists(&root)? {
             if !layout.ids()?.is_empty() {
                 let snapshots = layout.snapshots().to_owned();
                 return Err(Error::StoreMissing {
-                    path: root.join("metadata.db"),
+                    path: Store::path(&root),
                     snapshots,
                 });
             }
@@ -83,7 +82,6 @@ impl Snapshotter {
             overlay_options: host.overlay_options(&options.mount_options),
             sync_remove: options.sync_remove,
             upperdir_label: options.upperdir_label,
-            _lock: lock,
         })
     }
 
@@ -266,7 +264,8 @@ impl Snapshotter {
                 if kind == Kind::Committed
                     && let Err(error) = self.store.set_usage(key, id, usage)
                 {
-                    tracing::warn!(key, %error, "the usage will be measured again");
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(key, error, "the usage will be measured again");
                 }
                 Ok(usage)
             }
@@ -343,7 +342,7 @@ fn prepare(root: &Path, options: &Options) -> Result<(PathBuf, RootLock, Host)> 
         .ok_or_else(|| refuse("its path is not UTF-8, as containerd's API wants it"))?;
     if name.contains([':', ',', '\\']) {
         return Err(refuse(
-            "its path has one of the characters : , \\ which separate the options of overlay mounts",
+            "its path has one of the characters : , \\ which separate the options of a mount",
         ));
     }
     make_private_dir(&root)?;

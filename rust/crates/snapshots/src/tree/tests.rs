@@ -201,7 +201,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn any_tree_is_counted_and_deleted_whole(paths in proptest::collection::vec("([ab]/){0,4}[ab]", 0..12)) {
+    fn any_tree_is_counted_and_deleted_whole(
+        paths in proptest::collection::vec("([ab]/){0,4}[ab]", 0..12),
+    ) {
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().join("top");
         fs::create_dir(&top).unwrap();
@@ -209,7 +211,8 @@ proptest! {
         for path in paths {
             let path = top.join(path);
             fs::create_dir_all(&path).unwrap();
-            all.extend(path.ancestors().take_while(|path| path.starts_with(&top)).map(Path::to_owned));
+            let inside = path.ancestors().take_while(|path| path.starts_with(&top));
+            all.extend(inside.map(Path::to_owned));
             write(&path.join("file"), 1);
             all.insert(path.join("file"));
         }
