@@ -192,10 +192,7 @@ pub enum Error {
     },
 
     /// The store failed while it made a change durable, which may be on the disk or not.
-    #[error(
-        "cannot {operation} in {path:?}, the disk did not confirm it; restart this program, \
-         and the store repairs itself when it is opened"
-    )]
+    #[error("cannot {operation} in {path:?}: the disk does not confirm that it is written")]
     Unconfirmed {
         operation: &'static str,
         path: PathBuf,

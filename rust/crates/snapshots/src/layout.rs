@@ -203,7 +203,8 @@ enum Outcome {
     Abandoned,
     /// The snapshot is in the store.
     Published,
-    /// The store does not know whether the snapshot is on the disk; the next start will.
+    /// The disk did not say whether the snapshot is in the store. Clean-up asks the store when it
+    /// is readable again.
     Unknown,
 }
 
@@ -235,8 +236,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         match self.outcome {
             Outcome::Abandoned => self.layout.delete(self.id),
-            Outcome::Published => {}
-            Outcome::Unknown => return,
+            Outcome::Published | Outcome::Unknown => {}
         }
         self.layout.reserved().remove(&self.id);
     }

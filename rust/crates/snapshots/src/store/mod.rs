@@ -7,15 +7,17 @@
 //! and it would silently go back to the one before when a page was damaged.
 
 mod calls;
+mod handle;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use redb::backends::FileBackend;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, Table, TableDefinition};
 
+use self::handle::Handle;
 use crate::error::{Error, Result};
 
 /// Name or key → [`Row`](crate::row::Row).
@@ -30,18 +32,13 @@ const SCHEMA_VERSION: u64 = 1;
 /// In `META`: the highest id that was ever published.
 const SEQUENCE: &str = "sequence";
 
-/// redb's own default is 1 GiB. A row of an ordinary layer has less than 1 KiB, so this holds a
-/// busy node's store, while all of the daemon is to stay below 12 MB.
-const CACHE_BYTES: usize = 1 << 20;
-
 /// The first bytes of a redb file.
 const REDB_MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
 /// bolt has its magic number after the 16 bytes of its first page's header.
 const BOLT_MAGIC: [u8; 4] = 0xED0C_DAED_u32.to_le_bytes();
 
 pub(crate) struct Store {
-    db: Database,
-    path: PathBuf,
+    handle: Handle,
 }
 
 /// The tables inside one write transaction.
@@ -51,9 +48,11 @@ struct Tables<'txn> {
     meta: Table<'txn, &'static str, u64>,
 }
 
-/// Why a transaction stops: the store failed, or the request is refused.
+/// Why a transaction stops: the store failed, it failed while it made the change durable, or the
+/// request is refused.
 enum Stop {
     Store(Box<redb::Error>),
+    Commit(Box<redb::Error>),
     Refuse(Error),
 }
 
@@ -111,24 +110,19 @@ impl Store {
             .create(true)
             .truncate(true)
             .mode(0o600);
-        let file = options
-            .open(&unfinished)
-            .map_err(Error::io("create", &unfinished))?;
-        let store = Self::over(file, unfinished)?;
+        let file = options.open(&unfinished);
+        let file = file.map_err(Error::io("create", &unfinished))?;
+        let store = Self {
+            handle: Handle::new(file, unfinished.clone())?,
+        };
         store.write("create the tables", |tables| {
             tables.meta.insert(SCHEMA, SCHEMA_VERSION)?;
             Ok(())
         })?;
-        let Self {
-            db,
-            path: unfinished,
-        } = store;
-        db.close()
-            .map_err(failed("close the database", &unfinished))?;
+        drop(store);
         fs::rename(&unfinished, &path).map_err(Error::io("rename", &unfinished))?;
-        File::open(root)
-            .and_then(|dir| dir.sync_all())
-            .map_err(Error::io("sync", root))
+        let synced = File::open(root).and_then(|dir| dir.sync_all());
+        synced.map_err(Error::io("sync", root))
     }
 
     /// Opens the store of `root`.
@@ -138,11 +132,14 @@ impl Store {
     pub(crate) fn open(root: &Path) -> Result<Self> {
         let path = Self::path(root);
         let file = File::options().read(true).write(true).open(&path);
-        let store = Self::over(file.map_err(Error::io("open", &path))?, path)?;
+        let file = file.map_err(Error::io("open", &path))?;
+        let store = Self {
+            handle: Handle::new(file, path.clone())?,
+        };
         let found = store.meta(SCHEMA)?;
         if found > SCHEMA_VERSION {
             return Err(Error::NewerSchema {
-                path: store.path,
+                path,
                 found,
                 known: SCHEMA_VERSION,
             });
@@ -150,37 +147,10 @@ impl Store {
         Ok(store)
     }
 
-    fn over(file: File, path: PathBuf) -> Result<Self> {
-        let shown = path.clone();
-        let mut builder = Database::builder();
-        builder
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .set_repair_callback(
-                move |_| tracing::info!(path = %shown.display(), "verifying the store"),
-            );
-        let db = FileBackend::new(file).and_then(|backend| builder.create_with_backend(backend));
-        Ok(Self {
-            db: db.map_err(failed("open the database", &path))?,
-            path,
-        })
-    }
-
     fn meta(&self, name: &'static str) -> Result<u64> {
-        self.guard("read the state", || {
-            let table = self.db.begin_read()?.open_table(META)?;
+        self.with("read the state", |db| {
+            let table = db.begin_read()?.open_table(META)?;
             Ok(table.get(name)?.map_or(0, |value| value.value()))
-        })
-    }
-
-    fn guard<T>(
-        &self,
-        operation: &'static str,
-        body: impl FnOnce() -> Result<T, Stop>,
-    ) -> Result<T> {
-        body().map_err(|stop| match stop {
-            Stop::Refuse(error) => error,
-            Stop::Store(source) => failed(operation, &self.path)(*source),
         })
     }
 
@@ -189,8 +159,8 @@ impl Store {
         operation: &'static str,
         body: impl FnOnce(&ReadOnlyTable<&'static str, &'static [u8]>) -> Result<T, Stop>,
     ) -> Result<T> {
-        self.guard(operation, || {
-            body(&self.db.begin_read()?.open_table(SNAPSHOTS)?)
+        self.with(operation, |db| {
+            body(&db.begin_read()?.open_table(SNAPSHOTS)?)
         })
     }
 
@@ -201,8 +171,8 @@ impl Store {
         operation: &'static str,
         body: impl FnOnce(&mut Tables<'_>) -> Result<T, Stop>,
     ) -> Result<T> {
-        let (txn, value) = self.guard(operation, || {
-            let mut txn = self.db.begin_write()?;
+        self.with(operation, |db| {
+            let mut txn = db.begin_write()?;
             txn.set_two_phase_commit(true);
             let value = {
                 let mut tables = Tables {
@@ -212,14 +182,34 @@ impl Store {
                 };
                 body(&mut tables)?
             };
-            Ok((txn, value))
-        })?;
-        txn.commit().map_err(|error| Error::Unconfirmed {
-            operation,
-            path: self.path.clone(),
-            source: Box::new(error.into()),
-        })?;
-        Ok(value)
+            txn.commit()
+                .map_err(|error| Stop::Commit(Box::new(error.into())))?;
+            Ok(value)
+        })
+    }
+
+    fn with<T>(
+        &self,
+        operation: &'static str,
+        body: impl FnOnce(&Arc<Database>) -> Result<T, Stop>,
+    ) -> Result<T> {
+        let db = self.handle.database()?;
+        let path = self.handle.path();
+        body(&db).map_err(|stop| match stop {
+            Stop::Refuse(error) => error,
+            Stop::Store(source) => {
+                self.handle.fail(&db);
+                failed(operation, path)(*source)
+            }
+            Stop::Commit(source) => {
+                self.handle.fail(&db);
+                Error::Unconfirmed {
+                    operation,
+                    path: path.to_owned(),
+                    source,
+                }
+            }
+        })
     }
 }
 
