@@ -58,11 +58,15 @@ cgroup_enter() {
     done
 }
 
-# Removes this shell's groups, whose processes have ended.
+# Removes this shell's groups. Their processes have been killed, but may need a moment to be gone.
 cgroup_remove() {
-    local entry
+    local entry tries
     for entry in "${cgroups[@]}"; do
-        cgroup_remove_tree "${entry#* }"
+        for ((tries = 0; tries < 40; tries++)); do
+            cgroup_remove_tree "${entry#* }"
+            [[ -d ${entry#* } ]] || break
+            sleep 0.05
+        done
     done
     cgroups=()
 }

@@ -15,7 +15,7 @@ instance_command() {
     local net=$1 options=()
     shift
     [[ $net == host ]] || options=(--net)
-    command=("$BASH" "$repo/dev/lib/launch" start "$$" "${options[@]}" -- "$@")
+    command=("$BASH" "$repo/dev/lib/launch" start "${options[@]}" -- "$@")
 }
 
 # instance_run NET STORE COMMAND…: runs COMMAND in a fresh instance and returns its status.

@@ -10,7 +10,7 @@
 #
 # The kernel drops a lock with its process: nothing here needs a clean end.
 
-shared_start_seconds=60
+shared_stop_seconds=30
 
 shared_files() {
     instance=$state/instance
@@ -23,7 +23,7 @@ shared_is_alive() {
 
 # shared_join COMMAND…: runs COMMAND in the shared instance, which is started when there is none.
 shared_join() {
-    local users start status=0 pid groups deadline
+    local users start starting status=0 pid groups
     # Before anything else: from here on the instance waits for this shell. An ending one lets go of it when it is gone.
     exec {users}<>"$instance/users"
     flock --shared "$users"
@@ -31,11 +31,11 @@ shared_join() {
     flock "$start"
     if ! shared_is_alive; then
         rm -f "$instance/pid" "$instance/ready"
-        setsid --fork "$repo/dev/sandbox" hold </dev/null >"$instance/log" 2>&1 \
-            {users}>&- {start}>&- {sandbox_lock}>&-
-        deadline=$((SECONDS + shared_start_seconds))
+        # In a session of its own: what ends this terminal is not to end the instance.
+        setsid "$repo/dev/sandbox" hold </dev/null >"$instance/log" 2>&1 {users}>&- {start}>&- {sandbox_lock}>&- &
+        starting=$!
         until [[ -e $instance/pid ]]; do
-            ((SECONDS < deadline)) || die "the shared instance does not start: see $instance/log."
+            kill -0 "$starting" 2>/dev/null || die "the shared instance does not start: $(tail -n 3 "$instance/log")"
             sleep 0.05
         done
     fi
@@ -44,13 +44,13 @@ shared_join() {
 
     groups=$(cgroup_hierarchies "$pid" | cut -d ' ' -f 2)
     export SANDBOX_GROUPS=$groups SANDBOX_TREE=$tree SANDBOX_FIXTURES=$fixtures SANDBOX_CWD=$PWD
-    supervise child "$BASH" "$repo/dev/lib/launch" join "$$" "$pid" -- "$@" || status=$?
+    supervise child "$BASH" "$repo/dev/lib/launch" join "$pid" -- "$@" || status=$?
     return "$status"
 }
 
 # shared_hold: the life of the shared instance.
 shared_hold() {
-    local users child waiter command
+    local users pid command
     exec {holder}<>"$instance/holder"
     flock --nonblock "$holder" || die "the shared instance is up already."
     echo "$$" >"$instance/holder"
@@ -68,7 +68,8 @@ shared_hold() {
     done
     exec {users}<>"$instance/users"
     # PID 1 is the only child of the unshare that waits for it.
-    cat "/proc/$child/task/$child/children" >"$instance/pid.new"
+    pid=$(<"/proc/$child/task/$child/children")
+    echo "${pid% }" >"$instance/pid.new"
     mv "$instance/pid.new" "$instance/pid"
     setpriv --pdeathsig KILL flock "$users" &
     waiter=$!
@@ -78,7 +79,7 @@ shared_hold() {
 shared_end() {
     rm -f "$instance/pid" "$instance/ready"
     if [[ -n ${child-} ]]; then
-        supervise_tell KILL child "$child"
+        supervise_tell KILL self "$child" || kill -KILL "$child" 2>/dev/null || true
         wait "$child" || true
     fi
     [[ -z ${waiter-} ]] || kill "$waiter" 2>/dev/null || true
@@ -90,6 +91,6 @@ shared_stop() {
     shared_is_alive || return 0
     note "ending the shared instance of ${state##*/}"
     kill -TERM "$(<"$instance/holder")"
-    flock --timeout "$shared_start_seconds" --shared "$instance/holder" true ||
+    flock --timeout "$shared_stop_seconds" --shared "$instance/holder" true ||
         die "the shared instance does not end: its process is $(<"$instance/holder")."
 }

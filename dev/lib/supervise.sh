@@ -8,40 +8,61 @@ supervise_grace=15
 # Returns COMMAND's status. SIGTERM and SIGHUP are passed on as SIGTERM; "child" sends it to COMMAND's only child
 # instead, for unshare and nsenter, which wait for theirs and hear nothing. A SIGINT that the terminal sent has
 # reached the whole foreground group already; any other is passed on as SIGTERM too.
+#
+# A runner waits for COMMAND in the foreground and reports its status through a pipe: the `wait` of bash 5.2 loses the
+# status of a job that ends while a trap is run.
 supervise() {
-    local whom=$1 status=0 told=0 timer='' command
+    local whom=$1 shell=$BASHPID status='' interrupted='' wanted='' told='' runner results
     shift
-    # A background job of a script ignores SIGINT and SIGQUIT: the command shall not. The parent's death ends it.
-    setpriv --pdeathsig KILL env --default-signal=INT,QUIT "$@" <&0 &
-    command=$!
-    trap 'told=1' TERM HUP
-    trap '[[ $whom == self ]] || supervise_at_terminal || told=1' INT
-    while kill -0 "$command" 2>/dev/null; do
-        wait -n ${timer:+"$timer"} "$command" || true
-        if ((told == 1)); then
-            told=2
-            supervise_tell TERM "$whom" "$command"
-            [[ -z $timer ]] || continue
-            setpriv --pdeathsig KILL sleep "$supervise_grace" &
-            timer=$!
-        elif [[ -n $timer ]] && ! kill -0 "$timer" 2>/dev/null; then
-            timer=
-            supervise_tell KILL "$whom" "$command"
+    exec {results}<> <(:)
+    # A background job of a script ignores SIGINT and SIGQUIT: the command shall not. The parent's death ends each.
+    # shellcheck disable=SC2016  # The runner expands it.
+    setpriv --pdeathsig KILL env --default-signal=INT,QUIT "$BASH" -c \
+        '[[ $PPID == "$1" ]] || exit
+        shift
+        trap : TERM HUP INT
+        setpriv --pdeathsig KILL "$@" 2>&4 3>&- 4>&-
+        echo "$?" >&3' runner "$shell" "$@" \
+        <&0 3>&"$results" 4>&2 2>/dev/null {results}>&- &
+    runner=$!
+    # No more than a note: what a trap runs while `read` waits may undo its time limit.
+    trap 'wanted=1' TERM HUP
+    trap 'interrupted=1' INT
+    until read -r -t 0.25 -u "$results" status; do
+        if [[ -n $interrupted ]]; then
+            interrupted=
+            [[ $whom == self ]] || supervise_at_terminal || wanted=1
         fi
+        if ! kill -0 "$runner" 2>/dev/null; then
+            read -r -t 0.1 -u "$results" status || status=137
+            break
+        fi
+        [[ -z $wanted ]] || supervise_stop
     done
     trap - TERM HUP INT
-    [[ -z $timer ]] || kill "$timer" 2>/dev/null || true
-    wait "$command" || status=$?
+    exec {results}>&-
     return "$status"
 }
 
-# supervise_tell SIGNAL self|child PID: PID 1 of a namespace is signalled rather than the process that waits for it,
-# because that one returns only when the whole namespace has gone.
-supervise_tell() {
-    local signal=$1 whom=$2 command=$3 target=$3
-    [[ $whom == self ]] || read -r target _ <"/proc/$command/task/$command/children" || true
-    kill -s "$signal" "${target:-$command}" 2>/dev/null || true
+# Tells the command to end, or kills it when it has had its time.
+supervise_stop() {
+    if [[ -z $told ]]; then
+        ! supervise_tell TERM "$whom" "$runner" || told=$SECONDS
+    elif ((SECONDS - told > supervise_grace)); then
+        note "still running $supervise_grace s after it was told to end, and killed"
+        told=$SECONDS
+        supervise_tell KILL "$whom" "$runner" || true
+    fi
 }
+
+# supervise_tell SIGNAL self|child PARENT: fails while there is nothing to signal yet. For "child" that is PID 1 of a
+# namespace, not the process that waits for it, because that one returns only when the whole namespace has gone.
+supervise_tell() {
+    local signal=$1 whom=$2 target=$3
+    read -r target _ <"/proc/$target/task/$target/children"
+    [[ $whom == self ]] || read -r target _ <"/proc/$target/task/$target/children"
+    [[ -n $target ]] && kill -s "$signal" "$target"
+} 2>/dev/null
 
 # Whether this shell is in the foreground of its terminal (the fields pgrp and tpgid of proc(5)).
 supervise_at_terminal() {
