@@ -40,6 +40,12 @@ pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// (`pkg/labels/validate.go`).
 pub const MAX_LABEL_BYTES: usize = 4096;
 
+/// Whether a label of this name makes a layer a Nix layer.
+#[must_use]
+pub fn names_store_paths(label: &str) -> bool {
+    label == NIX_CLOSURE || label.starts_with(NIX_STORE_PATH_PREFIX)
+}
+
 /// What the labels of a snapshot, or the annotations of a layer, ask for; `None`
 /// for a plain layer.
 ///
@@ -53,15 +59,14 @@ pub fn layer_closure<'a>(
     let mut closure_info = None;
     let mut paths = Vec::new();
     for (label, value) in labels {
-        let is_closure_info = label == NIX_CLOSURE;
-        if !is_closure_info && !label.starts_with(NIX_STORE_PATH_PREFIX) {
+        if !names_store_paths(label) {
             continue;
         }
         let path = store_dir.parse(value).map_err(|source| Error::Label {
             label: label.to_owned(),
             source,
         })?;
-        if is_closure_info {
+        if label == NIX_CLOSURE {
             closure_info = Some(path);
         } else {
             paths.push(path);

@@ -162,6 +162,16 @@ pub enum Error {
         /// What it lacks.
         reason: String,
     },
+    /// An archive should have one image, and has another number.
+    #[error("{archive} has {images} images, and a base must be one: {names}; save the one alone")]
+    NotOneImage {
+        /// The archive.
+        archive: String,
+        /// Images for the platform.
+        images: usize,
+        /// Their names, shortened for display.
+        names: String,
+    },
     /// A document of an archive is not valid.
     #[error("{document} in {archive} is not valid")]
     Document {

@@ -30,12 +30,13 @@ pub(crate) struct Document {
     pub(crate) json: Vec<u8>,
 }
 
-/// What an image is built upon.
+/// What an image is built upon; [`Archive::base`](crate::archive::Archive::base) gives it.
 #[derive(Clone, Debug)]
 pub struct Base {
     /// The image.
     pub image: StoredImage,
-    /// The compression of each of its layers.
+    /// The compression of each of its layers, whatever their media types say:
+    /// Docker's do not tell.
     pub compressions: Vec<Compression>,
 }
 

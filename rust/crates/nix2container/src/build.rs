@@ -3,16 +3,13 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{BufReader, BufWriter, Write},
+    io::{BufWriter, Write},
     os::unix::fs::PermissionsExt,
     path::{self, Path},
 };
 
 use anyhow::{Context, bail};
-use nix_image::{
-    Base, Descriptor, Layer, LayerTree, NewImage, Platform, Reference, RuntimeConfig,
-    archive::{self, Archive},
-};
+use nix_image::{Layer, LayerTree, NewImage, Platform, Reference, RuntimeConfig, archive};
 
 use crate::{archive_file, cli::BuildArgs, closure, root_tree};
 
@@ -31,8 +28,12 @@ pub(crate) fn run(args: &BuildArgs) -> anyhow::Result<()> {
         .as_deref()
         .map(archive_file::open)
         .transpose()?;
-    let base = base_archive.as_mut().map(base_of).transpose()?;
-    let image = NewImage::new(reference.clone(), Platform::host(), config, base, layer)?;
+    let host = Platform::host();
+    let base = base_archive
+        .as_mut()
+        .map(|archive| archive.base(&host))
+        .transpose()?;
+    let image = NewImage::new(reference.clone(), host, config, base, layer)?;
 
     write_beside(&args.out, |out| {
         Ok(archive::write(&image, base_archive.as_mut(), out)?)
@@ -97,38 +98,6 @@ fn layer(args: &BuildArgs) -> anyhow::Result<Option<Layer>> {
         );
     }
     Ok(Some(Layer::pack(&tree, &layer)?))
-}
-
-/// The one image of an archive that runs on this machine, as the base of another.
-fn base_of(archive: &mut Archive<BufReader<File>>) -> anyhow::Result<Base> {
-    let mut found: Vec<Descriptor> = Vec::new();
-    for image in archive.images() {
-        let manifest = archive.select(image, &Platform::host())?;
-        if found.iter().all(|other| other.digest != manifest.digest) {
-            found.push(manifest.clone());
-        }
-    }
-    let [manifest] = &*found else {
-        let names = archive
-            .images()
-            .iter()
-            .map(|image| image.name.as_deref().unwrap_or("one without a name"));
-        bail!(
-            "{} has {} images, and a base must be one: {}",
-            archive.name(),
-            found.len(),
-            names.collect::<Vec<_>>().join(", ")
-        );
-    };
-    let image = archive.image(manifest)?;
-    let layers = image.manifest.layers.iter();
-    let compressions = layers
-        .map(|layer| archive.layer_compression(layer))
-        .collect::<Result<_, _>>()?;
-    Ok(Base {
-        image,
-        compressions,
-    })
 }
 
 /// Writes a file under another name beside `out`, and gives it its name at the end:

@@ -33,21 +33,26 @@ pub(crate) fn add(
     store_dir: &StoreDir,
     roots: &[StorePath],
 ) -> anyhow::Result<()> {
+    if roots.is_empty() {
+        return Ok(());
+    }
     let mut walk = Walk {
         tree,
         store_dir: Path::new(store_dir.as_str()),
+        real_store_dir: fs::canonicalize(store_dir.as_str())
+            .with_context(|| format!("cannot find the store {store_dir}"))?,
         ancestors: Vec::new(),
         left: MAX_ENTRIES,
     };
     for root in roots {
-        let directory = fs::canonicalize(root.as_path())
+        fs::metadata(root.as_path())
             .with_context(|| format!("cannot find {root} of --copy-to-root"))?;
-        if !directory.is_dir() {
+        let Some(directory) = walk.directory_in_store(root.as_path()) else {
             bail!(
-                "{root} of --copy-to-root is a file, and only a directory can come to `/`: put it into one \
-                 with nixpkgs' `runCommand` or `linkFarm`"
+                "{root} of --copy-to-root is not a directory of the store, and nothing else can come to `/`: put \
+                 a file into a directory with nixpkgs' `linkFarm`"
             );
-        }
+        };
         walk.directory(&directory, Path::new(""))?;
     }
     Ok(())
@@ -56,6 +61,8 @@ pub(crate) fn add(
 struct Walk<'a> {
     tree: &'a mut LayerTree,
     store_dir: &'a Path,
+    /// Where the store is if its directory is a link.
+    real_store_dir: PathBuf,
     /// The directories from the root to the one that is being walked.
     ancestors: Vec<PathBuf>,
     left: u32,
@@ -108,9 +115,15 @@ impl Walk<'_> {
     /// one, or the walk would have no end; and a link out of the store, as to `/run`,
     /// means the container's directory, not that of this machine.
     fn linked_directory(&self, link: &Path) -> Option<PathBuf> {
-        let target = fs::canonicalize(link).ok()?;
-        (target.is_dir() && target.starts_with(self.store_dir) && !self.ancestors.contains(&target))
-            .then_some(target)
+        self.directory_in_store(link)
+            .filter(|target| !self.ancestors.contains(target))
+    }
+
+    /// The directory that `path` leads to in the end, if it is one in the store.
+    fn directory_in_store(&self, path: &Path) -> Option<PathBuf> {
+        let real = fs::canonicalize(path).ok().filter(|real| real.is_dir())?;
+        let below = real.strip_prefix(&self.real_store_dir).ok()?;
+        Some(self.store_dir.join(below))
     }
 }
 
@@ -254,10 +267,26 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_is_a_link_is_called_by_its_name() {
+        let store = Store::new();
+        store.file("real", "bin/hello");
+        let outside = tempfile::tempdir().unwrap();
+        let link = outside.path().join("store");
+        symlink(store.dir.path(), &link).unwrap();
+        let linked = Store {
+            store_dir: StoreDir::new(link.to_str().unwrap()).unwrap(),
+            dir: store.dir,
+        };
+        linked.link("env", "bin", linked.path("real").as_path().join("bin"));
+        let target = format!("{}/bin/hello", linked.path("real"));
+        assert_eq!(linked.farm(&["env"]).unwrap()["bin/hello"], target);
+    }
+
+    #[test]
     fn what_is_no_directory_is_refused() {
         let store = Store::new();
         fs::write(store.path("f").as_path(), "").unwrap();
-        for (root, reason) in [("f", "is a file"), ("missing", "cannot find")] {
+        for (root, reason) in [("f", "is not a directory"), ("missing", "cannot find")] {
             let message = format!("{:#}", store.farm(&[root]).unwrap_err());
             assert!(message.contains(reason), "{message}");
         }

@@ -277,7 +277,10 @@ fn what_cannot_be_built_is_said_and_leaves_nothing() {
             &["--closure", "dangling", "out"],
             "cannot read the closure dangling",
         ),
-        (&["--copy-to-root", "file.json", "out"], "is a file"),
+        (
+            &["--copy-to-root", "file.json", "out"],
+            "is not a directory",
+        ),
         (&["--copy-to-root", "list", "out"], "JSON list"),
         (
             &["--from-image", "nowhere.tar", "out"],

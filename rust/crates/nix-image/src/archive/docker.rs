@@ -11,11 +11,12 @@ use serde::Deserialize;
 use crate::{
     Compression, Descriptor, Digest, Error, ImageConfig, Manifest,
     archive::{
-        ArchiveImage, DOCKER_MANIFEST,
+        ArchiveImage, DOCKER_MANIFEST, MAX_MANIFESTS,
         files::{Extent, Files},
         read::{Blob, add_image, parse},
     },
     digest::Hasher,
+    error::shorten,
     manifest::{layer_media_type, media_type, null_is_default},
 };
 
@@ -40,13 +41,21 @@ pub(super) fn open<R: Read + Seek>(
     let json = files.read_document(DOCKER_MANIFEST, list)?;
     let entries: Vec<Entry> = parse(&files.archive, DOCKER_MANIFEST, &json)?;
 
+    if entries.len() > MAX_MANIFESTS {
+        return Err(Error::NotAnImage {
+            archive: files.archive.clone(),
+            reason: format!("it lists more than {MAX_MANIFESTS} images"),
+        });
+    }
+
     let mut images = Vec::new();
     let mut blobs = BTreeMap::new();
     let mut layers_read = BTreeMap::new();
     for entry in entries {
         let extent = file(files, &entry.config)?;
-        let document = files.read_document(&entry.config, extent)?;
-        let config: ImageConfig = parse(&files.archive, &entry.config, &document)?;
+        let name = shorten(&entry.config);
+        let document = files.read_document(&name, extent)?;
+        let config: ImageConfig = parse(&files.archive, &name, &document)?;
         let config_descriptor = Descriptor::of(media_type::CONFIG, &document);
         blobs.insert(config_descriptor.digest, Blob::File(extent));
 
@@ -90,7 +99,7 @@ pub(super) fn open<R: Read + Seek>(
 fn file<R: Read + Seek>(files: &Files<R>, name: &str) -> Result<Extent, Error> {
     files.get(name).ok_or_else(|| Error::MissingFile {
         archive: files.archive.clone(),
-        file: crate::error::shorten(name),
+        file: shorten(name),
     })
 }
 

@@ -33,6 +33,9 @@ const DOCKER_MANIFEST: &str = "manifest.json";
 /// Directory of the blobs of an OCI image layout; a file name is a digest's digits.
 const BLOBS: &str = "blobs/sha256/";
 
+/// Most manifests and indexes that are looked into, however they are nested.
+const MAX_MANIFESTS: usize = 1000;
+
 /// Most bytes of a JSON document that is read into memory: manifests of 50,000
 /// store paths have 6 MiB, and registries refuse more than 4 to 8 MiB.
 const MAX_DOCUMENT_BYTES: u64 = 8 << 20;

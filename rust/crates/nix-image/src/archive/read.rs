@@ -1,25 +1,23 @@
 //! Reading an archive of images.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{Cursor, Read, Seek, Write},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    Compression, Descriptor, Digest, Error, ImageConfig, Index, Manifest, Platform,
+    Base, Compression, Descriptor, Digest, Error, ImageConfig, Index, Manifest, Platform,
     archive::{
-        BLOBS, DOCKER_MANIFEST, INDEX, LAYOUT_VERSION, OCI_LAYOUT, docker,
+        BLOBS, DOCKER_MANIFEST, INDEX, LAYOUT_VERSION, MAX_MANIFESTS, OCI_LAYOUT, docker,
         files::{Extent, Files},
     },
     compression::DiffIdHasher,
     digest::Hasher,
+    error::shorten,
     manifest::{IMAGE_NAME, REF_NAME},
 };
-
-/// Most manifests and indexes that are looked into, however they are nested.
-const MAX_MANIFESTS: u32 = 1000;
 
 const CHUNK: usize = 128 << 10;
 
@@ -137,7 +135,7 @@ impl<R: Read + Seek> Archive<R> {
     fn flatten(
         &mut self,
         mut descriptor: Descriptor,
-        left: &mut u32,
+        left: &mut usize,
         manifests: &mut Vec<Descriptor>,
     ) -> Result<(), Error> {
         *left = left.checked_sub(1).ok_or_else(|| Error::NotAnImage {
@@ -194,14 +192,7 @@ impl<R: Read + Seek> Archive<R> {
             .ok_or_else(|| Error::Platform {
                 archive: self.files.archive.clone(),
                 wanted: platform.to_string(),
-                found: image
-                    .manifests
-                    .iter()
-                    .filter_map(platform_of)
-                    .map(Platform::to_string)
-                    .filter(|platform| platform != "unknown/unknown")
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                found: list_platforms(image.manifests.iter().filter_map(platform_of)),
             })
     }
 
@@ -216,7 +207,7 @@ impl<R: Read + Seek> Archive<R> {
         let unfit = |descriptor: &Descriptor| Error::MediaType {
             archive: self.files.archive.clone(),
             digest: descriptor.digest,
-            media_type: crate::error::shorten(&descriptor.media_type),
+            media_type: shorten(&descriptor.media_type),
         };
         if !manifest.config.is_config() {
             return Err(unfit(&manifest.config));
@@ -237,6 +228,41 @@ impl<R: Read + Seek> Archive<R> {
             descriptor,
             manifest,
             config,
+        })
+    }
+
+    /// The archive's one image for `platform`, as the base of another. It may have
+    /// several names.
+    ///
+    /// # Errors
+    /// [`Error::NotOneImage`], and those of [`Archive::select`] and [`Archive::image`].
+    pub fn base(&mut self, platform: &Platform) -> Result<Base, Error> {
+        let mut manifests: Vec<Descriptor> = Vec::new();
+        for image in &self.images {
+            let manifest = self.select(image, platform)?;
+            if manifests
+                .iter()
+                .all(|other| other.digest != manifest.digest)
+            {
+                manifests.push(manifest.clone());
+            }
+        }
+        let [manifest] = &*manifests else {
+            let names = self.images.iter().filter_map(|image| image.name.as_deref());
+            return Err(Error::NotOneImage {
+                archive: self.files.archive.clone(),
+                images: manifests.len(),
+                names: shorten(&names.collect::<Vec<_>>().join(" ")),
+            });
+        };
+        let image = self.image(manifest)?;
+        let mut compressions = Vec::new();
+        for layer in &image.manifest.layers {
+            compressions.push(self.layer_compression(layer)?);
+        }
+        Ok(Base {
+            image,
+            compressions,
         })
     }
 
@@ -308,12 +334,8 @@ impl<R: Read + Seek> Archive<R> {
         })
     }
 
-    /// The compression of a layer, whatever its media type says: Docker's types
-    /// do not tell.
-    ///
-    /// # Errors
-    /// Those of [`Archive::blob`], and [`Error::ReadArchive`].
-    pub fn layer_compression(&mut self, layer: &Descriptor) -> Result<Compression, Error> {
+    /// The compression of a layer by its beginning.
+    fn layer_compression(&mut self, layer: &Descriptor) -> Result<Compression, Error> {
         let mut beginning = [0; Compression::MAGIC_BYTES];
         // Too few bytes to check the digest of: whoever uses the layer reads it whole.
         let read = self.blob(layer)?.read_unchecked(&mut beginning)?;
@@ -407,6 +429,15 @@ impl BlobReader<'_> {
         self.left -= wanted as u64;
         Ok(wanted)
     }
+}
+
+/// The platforms without repetition, and without those of attestations.
+fn list_platforms<'a>(platforms: impl Iterator<Item = &'a Platform>) -> String {
+    let platforms: BTreeSet<_> = platforms
+        .map(|platform| platform.to_string().escape_debug().to_string())
+        .filter(|platform| platform != "unknown/unknown")
+        .collect();
+    platforms.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn parse<T: DeserializeOwned>(

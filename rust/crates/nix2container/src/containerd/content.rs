@@ -30,45 +30,44 @@ impl Containerd {
         labels: HashMap<String, String>,
     ) -> anyhow::Result<bool> {
         let failed = |status: Status| refused(format_args!("store blob {}", blob.digest), &status);
-        let Some((mut session, offset)) = self.begin_write(blob).await.map_err(failed)? else {
-            self.label_blob(blob.digest, labels).await?;
-            return Ok(false);
-        };
-        // Another namespace has the blob already: containerd has all its bytes.
-        let mut sent = if offset == size(blob) { offset } else { 0 };
-        if sent == 0 {
-            let mut content = archive.blob(blob)?;
-            let mut chunk = vec![0; CHUNK];
-            loop {
-                let read = content.read(&mut chunk)?;
-                if read == 0 {
-                    break;
+        loop {
+            let Some((mut session, offset)) = self.begin_write(blob).await.map_err(failed)? else {
+                self.label_blob(blob.digest, labels).await?;
+                return Ok(false);
+            };
+            // Another namespace has the blob already: containerd has all its bytes.
+            let mut sent = if offset == size(blob) { offset } else { 0 };
+            if sent == 0 {
+                let mut content = archive.blob(blob)?;
+                let mut chunk = vec![0; CHUNK];
+                loop {
+                    let read = content.read(&mut chunk)?;
+                    if read == 0 {
+                        break;
+                    }
+                    let request = WriteContentRequest {
+                        action: WriteAction::Write.into(),
+                        offset: sent,
+                        data: chunk[..read].to_vec(),
+                        ..WriteContentRequest::default()
+                    };
+                    sent = session.send(request).await.map_err(failed)?.offset;
                 }
-                let request = WriteContentRequest {
-                    action: WriteAction::Write.into(),
-                    offset: sent,
-                    data: chunk[..read].to_vec(),
-                    ..WriteContentRequest::default()
-                };
-                sent = session.send(request).await.map_err(failed)?.offset;
             }
+            let commit = WriteContentRequest {
+                action: WriteAction::Commit.into(),
+                total: size(blob),
+                expected: blob.digest.to_string(),
+                offset: sent,
+                labels: labels.clone(),
+                ..WriteContentRequest::default()
+            };
+            let committed = unless_exists(session.send(commit).await).map_err(failed)?;
+            if committed.is_some() {
+                return Ok(true);
+            }
+            // Somebody else was faster. The lease does not have that blob yet: ask anew.
         }
-        let commit = WriteContentRequest {
-            action: WriteAction::Commit.into(),
-            total: size(blob),
-            expected: blob.digest.to_string(),
-            offset: sent,
-            labels: labels.clone(),
-            ..WriteContentRequest::default()
-        };
-        if unless_exists(session.send(commit).await)
-            .map_err(failed)?
-            .is_none()
-        {
-            // Somebody else has written it in the meantime.
-            self.label_blob(blob.digest, labels).await?;
-        }
-        Ok(true)
     }
 
     /// Begins to write a blob, and tells how many of its bytes are there. `None` if

@@ -62,13 +62,13 @@ impl Containerd {
             }
             parent = extraction.chain_id;
         }
-        // Without this the snapshots are collected when the lease is gone.
-        let label = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
-        self.label_blob(
-            image.manifest.config.digest,
-            HashMap::from([(label, parent)]),
-        )
-        .await?;
+        if !parent.is_empty() {
+            // Without this the snapshots are collected when the lease is gone.
+            let label = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
+            let labels = HashMap::from([(label, parent)]);
+            self.label_blob(image.manifest.config.digest, labels)
+                .await?;
+        }
         Ok(unpacked)
     }
 
@@ -132,7 +132,18 @@ impl Containerd {
                 key: chain_id.clone(),
             };
             match self.snapshots().stat(self.request(stat)).await {
-                Ok(_) => return Ok(None),
+                Ok(stat) => {
+                    let found = stat.into_inner().info.unwrap_or_default();
+                    if is_nix(&extraction.labels) && !is_nix(&found.labels) {
+                        bail!(
+                            "snapshot {chain_id} is there, but without store paths: an image with layer {} whose \
+                             annotations were lost has made it; remove that image (`ctr images rm --sync`), and \
+                             load this one again",
+                            extraction.layer.digest
+                        );
+                    }
+                    return Ok(None);
+                }
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => {
                     return Err(refused(format_args!("find snapshot {chain_id}"), &status));
@@ -202,4 +213,10 @@ impl Containerd {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
+}
+
+fn is_nix(labels: &HashMap<String, String>) -> bool {
+    labels
+        .keys()
+        .any(|label| annotations::names_store_paths(label))
 }

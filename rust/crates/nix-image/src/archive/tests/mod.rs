@@ -10,8 +10,8 @@ use tar::Header;
 
 use super::*;
 use crate::{
-    Base, Compression, Descriptor, Digest, Error, Layer, LayerTree, NewImage, NodeKind, Platform,
-    Reference, RuntimeConfig, annotations, layer_media_type, media_type,
+    Base, Compression, Descriptor, Digest, Error, IMAGE_NAME, Layer, LayerTree, NewImage, NodeKind,
+    Platform, Reference, RuntimeConfig, annotations, layer_media_type, media_type,
 };
 
 type Bytes = Cursor<Vec<u8>>;
@@ -79,23 +79,6 @@ fn written(image: &NewImage, base: Option<&mut Archive<Bytes>>) -> Result<Vec<u8
     Ok(archive)
 }
 
-/// The only image of an archive, as the base of another.
-fn base(archive: &mut Archive<Bytes>) -> Result<Base, Error> {
-    let [image] = archive.images() else {
-        panic!("{:?}", archive.images());
-    };
-    let descriptor = archive.select(image, &Platform::host())?.clone();
-    let image = archive.image(&descriptor)?;
-    let layers = image.manifest.layers.iter();
-    let compressions = layers
-        .map(|layer| archive.layer_compression(layer))
-        .collect::<Result<_, _>>()?;
-    Ok(Base {
-        image,
-        compressions,
-    })
-}
-
 /// Reads all that an archive has of its images.
 fn read_all(archive: &[u8]) -> Result<(), Error> {
     let mut archive = open(archive)?;
@@ -127,7 +110,7 @@ fn an_image_is_read_as_it_was_written() {
         listed[0].name.as_deref(),
         Some("docker.io/library/hello:latest")
     );
-    let stored = base(&mut archive).unwrap().image;
+    let stored = archive.base(&Platform::host()).unwrap().image;
     assert_eq!(stored.descriptor.digest, image.digest());
     assert_eq!(stored.config.platform(), Platform::host());
     assert_eq!(
@@ -159,7 +142,7 @@ fn a_nix_base_keeps_its_annotations_and_its_config() {
     let config = json!({"Entrypoint": ["a"], "Cmd": ["b"], "Env": ["A=1"]});
     let bytes = written(&built("lower", None, &config), None).unwrap();
     let mut lower = open(&bytes).unwrap();
-    let base_image = base(&mut lower).unwrap();
+    let base_image = lower.base(&Platform::host()).unwrap();
     let upper = built(
         "upper",
         Some(base_image),
@@ -168,7 +151,7 @@ fn a_nix_base_keeps_its_annotations_and_its_config() {
     let bytes = written(&upper, Some(&mut lower)).unwrap();
     read_all(&bytes).unwrap();
 
-    let image = base(&mut open(&bytes).unwrap()).unwrap().image;
+    let image = open(&bytes).unwrap().base(&Platform::host()).unwrap().image;
     let closures: Vec<_> = image
         .manifest
         .layers
@@ -279,25 +262,12 @@ fn layers_of_a_base_are_taken_over_as_they_are() {
         for archive in [oci, docker_archive(&[&plain], compression)] {
             read_all(&archive).unwrap();
             let mut archive = open(&archive).unwrap();
-            let descriptor = archive.images()[0].manifests[0].clone();
-            let image = archive.image(&descriptor).unwrap();
-            let compressions = vec![
-                archive
-                    .layer_compression(&image.manifest.layers[0])
-                    .unwrap(),
-            ];
-            let upper = built(
-                "upper",
-                Some(Base {
-                    image,
-                    compressions,
-                }),
-                &json!({}),
-            );
+            let base = archive.base(&Platform::host()).unwrap();
+            let upper = built("upper", Some(base), &json!({}));
             let bytes = written(&upper, Some(&mut archive)).unwrap();
             read_all(&bytes).unwrap();
 
-            let image = base(&mut open(&bytes).unwrap()).unwrap().image;
+            let image = open(&bytes).unwrap().base(&Platform::host()).unwrap().image;
             let expected = Descriptor::of(layer_media_type(compression), &packed);
             assert_eq!(image.manifest.layers[0], expected);
             assert_eq!(image.config.rootfs.diff_ids[0], Digest::of(&plain));
@@ -308,6 +278,40 @@ fn layers_of_a_base_are_taken_over_as_they_are() {
             assert_eq!(image.config.config.cmd, Some(vec!["sh".to_owned()]));
         }
     }
+}
+
+#[test]
+fn a_base_is_one_image_by_whatever_names() {
+    let host = Platform::host();
+    // One image with two names.
+    let archive = docker_archive(&[], Compression::None);
+    open(&archive).unwrap().base(&host).unwrap();
+
+    let manifests = [&[][..], &[&b"x"[..]]]
+        .map(|layers| manifest_of(&config_of(layers), layers, media_type::LAYER));
+    let configs = [config_of(&[]), config_of(&[b"x"])];
+    let index = manifests
+        .iter()
+        .zip(["a:1", "b:2"])
+        .map(|(manifest, name)| {
+            let mut descriptor = Descriptor::of(media_type::MANIFEST, manifest);
+            descriptor
+                .annotations
+                .insert(IMAGE_NAME.to_owned(), name.to_owned());
+            descriptor
+        });
+    let index = json!(index.collect::<Vec<_>>());
+    let archive = layout(
+        &index,
+        &[&manifests[0], &manifests[1], &configs[0], &configs[1]],
+    );
+    let message = words(&open(&archive).unwrap().base(&host).unwrap_err());
+    assert!(
+        message.contains("2 images, and a base must be one: \"a:1 b:2\""),
+        "{message}"
+    );
+    let none = layout(&json!([]), &[]);
+    assert!(open(&none).unwrap().base(&host).is_err());
 }
 
 #[test]
