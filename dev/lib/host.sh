@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # What the host must have. On Debian and Ubuntu as root it is installed; elsewhere the message says what to install.
 
-# host_needs COMMAND=PACKAGE…: COMMAND is a program on the PATH or an absolute path, PACKAGE the Debian package that has it.
+# host_needs "NEED=PACKAGE…"…: NEED is a program on the PATH or an absolute path, each PACKAGE a Debian package that
+# gives it.
 host_needs() {
-    local pair missing=() packages=()
+    local pair missing=() packages=() more
     for pair in "$@"; do
         if [[ ${pair%%=*} == /* ]]; then
             [[ -e ${pair%%=*} ]] && continue
@@ -11,7 +12,8 @@ host_needs() {
             continue
         fi
         missing+=("${pair%%=*}")
-        packages+=("${pair##*=}")
+        read -ra more <<<"${pair#*=}"
+        packages+=("${more[@]}")
     done
     ((${#missing[@]} == 0)) && return
 

@@ -1,0 +1,54 @@
+# Commands for development. Each calls a script in dev/, and everything they make lies under build/.
+#
+# SUITE=trixie|forky   the Debian suite whose containerd, runc and Nix are used (test: both unless given)
+# SANDBOX=auto|always|never   auto uses the tools on the PATH when they are there and new enough
+# PREFIX=DIRECTORY     where the programs are installed
+
+export PREFIX ?= build/bin
+
+.PHONY: all build nix-snapshotter nix2container start-containerd start-nix-snapshotter load-hello load-redis \
+	run-hello run-redis nsenter sandbox test lint fmt bench clean help
+
+all: build
+
+build: ## Build both programs into build/bin
+	@dev/build nix-snapshotter nix2container
+
+nix-snapshotter nix2container: ## Build one of them
+	@dev/build $@
+
+start-containerd: ## Run containerd in the foreground, for the commands below
+	@dev/sandbox join dev/inside/start containerd
+
+start-nix-snapshotter: build ## Run the snapshotter in the foreground, in another terminal
+	@dev/sandbox join dev/inside/start nix-snapshotter
+
+load-hello load-redis: load-%: build ## Load an image into that containerd
+	@dev/image load $*
+
+run-hello run-redis: run-%: build ## Run a container there, or with daemons of its own when those do not run
+	@dev/image run $*
+
+nsenter: ## Run ARGS where those daemons run, or a shell
+	@dev/nsenter $(ARGS)
+
+sandbox: ## Make the root file system of SUITE
+	@dev/sandbox make
+
+test: ## Run all tests, on both suites
+	@dev/test $(SUITE)
+
+lint: ## Run every check that is no test
+	@dev/lint
+
+fmt: ## Format the code
+	@dev/fmt
+
+bench: ## Measure what depends on the size of a closure
+	@dev/bench
+
+clean: ## Remove build/
+	@dev/clean
+
+help: ## Print this list
+	@sed -n 's/^\([a-z][a-z0-9 -]*\):.*## /\1: /p' Makefile
