@@ -1,11 +1,11 @@
 //! A containerd of the test's own, with the daemon as its proxy plugin `nix`.
 
 use std::{
-    cell::RefCell,
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -42,8 +42,8 @@ pub struct Containerd {
     dir: PathBuf,
     nix2container: PathBuf,
     namespace: String,
-    // Taken out while it is restarted.
-    process: RefCell<Option<Process>>,
+    // `None` while it is stopped. Containers hold on to this value meanwhile.
+    process: Mutex<Option<Process>>,
 }
 
 impl Containerd {
@@ -57,7 +57,7 @@ impl Containerd {
             dir: host.dir().join("containerd"),
             nix2container: host.nix2container().to_owned(),
             namespace: "e2e".to_owned(),
-            process: RefCell::default(),
+            process: Mutex::default(),
         };
         fs::create_dir_all(&containerd.dir)?;
         fs::write(
@@ -118,7 +118,7 @@ disabled_plugins = [
             }
             Ok(when(UnixStream::connect(self.socket()).is_ok()))
         })?;
-        self.process.replace(Some(process));
+        *self.process() = Some(process);
         Ok(())
     }
 
@@ -133,7 +133,12 @@ disabled_plugins = [
 
     /// Ends it; containers go on.
     pub fn stop(&self) {
-        drop(self.process.take());
+        let process = self.process().take();
+        drop(process);
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its socket.
@@ -195,7 +200,8 @@ disabled_plugins = [
         transfer::import(&self.socket(), &self.namespace, snapshotter, archive)
     }
 
-    /// Runs a container to its end, and gives what it did.
+    /// Runs a container to its end, and gives what it did. A command replaces the
+    /// image's entrypoint, as always with `ctr`.
     ///
     /// # Errors
     /// `ctr` cannot be run, or takes too long.

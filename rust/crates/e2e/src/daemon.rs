@@ -133,7 +133,7 @@ impl Config {
 
         let mut command = Command::new(&self.program);
         command
-            .args(["--log-level", "debug", "--config"])
+            .arg("--config")
             .arg(self.file())
             .env("NOTIFY_SOCKET", &notify);
         if let Some(path) = &self.path {

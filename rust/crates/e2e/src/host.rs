@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     env,
     ffi::OsString,
-    fs,
+    fmt, fs,
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
@@ -40,6 +40,20 @@ thread_local! {
     static LOGS: RefCell<Vec<(String, String)>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Ends a test that needs something which not every machine has.
+#[derive(Debug)]
+struct Skipped {
+    reason: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
 /// What a test is given: the programs to test, and a directory that goes with the test.
 #[derive(Debug)]
 pub struct Host {
@@ -58,19 +72,22 @@ pub struct Host {
 /// # Panics
 /// When the body returns an error or panics itself.
 pub fn test<F: FnOnce(&Host) -> Result<()>>(body: F) {
-    if env::var_os(DAEMON).is_none() {
+    let skip = |reason: &str| {
         let name = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
         // Not print!, which the test harness captures.
-        let _ = writeln!(
-            io::stdout(),
-            "SKIPPED: {name}: {DAEMON} is not set (`make test` does)"
-        );
-        return;
+        let _ = writeln!(io::stdout(), "SKIPPED: {name}: {reason}");
+    };
+    if env::var_os(DAEMON).is_none() {
+        return skip(&format!("{DAEMON} is not set; run it by `make test`"));
     }
     LOGS.take();
     let done = catch_unwind(AssertUnwindSafe(|| {
         Host::detect().and_then(|host| body(&host))
     }));
+    let done = match done {
+        Ok(Err(error)) if error.is::<Skipped>() => return skip(&error.to_string()),
+        done => done,
+    };
     if !matches!(done, Ok(Ok(()))) {
         for (name, log) in LOGS.take() {
             eprintln!("---- the end of the log of {name}\n{}", tail(&log));
@@ -100,11 +117,7 @@ impl Host {
             Ok(path)
         };
         for tool in TOOLS {
-            let path = env::var_os("PATH").unwrap_or_default();
-            ensure!(
-                env::split_paths(&path).any(|dir| dir.join(tool).is_file()),
-                "{tool} is not on the PATH"
-            );
+            ensure!(is_on_path(tool), "{tool} is not on the PATH");
         }
         Ok(Self {
             nix_snapshotter: file(DAEMON)?,
@@ -113,6 +126,18 @@ impl Host {
             // A short path: those of sockets have about 100 bytes.
             dir: tempfile::Builder::new().prefix("e2e-").tempdir_in("/tmp")?,
         })
+    }
+
+    /// Skips the test where a program is missing that nothing but this test needs.
+    ///
+    /// # Errors
+    /// One that [`test`] understands.
+    pub fn needs(&self, tool: &str) -> Result<()> {
+        if !is_on_path(tool) {
+            let reason = format!("{tool} is not on the PATH");
+            bail!(Skipped { reason });
+        }
+        Ok(())
     }
 
     /// The daemon to test.
@@ -155,6 +180,11 @@ impl Drop for Host {
     }
 }
 
+fn is_on_path(tool: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|dir| dir.join(tool).is_file())
+}
+
 fn store_path(path: OsString) -> Result<String> {
     match path.into_string() {
         Ok(path) if path.starts_with("/nix/store/") => Ok(path),
@@ -177,7 +207,11 @@ pub fn unique(name: &str) -> String {
 
 /// Keeps the log of a program that has ended, in case that the test fails.
 pub(crate) fn remember(name: &str, log: &str) {
-    LOGS.with_borrow_mut(|logs| logs.push((name.to_owned(), log.to_owned())));
+    LOGS.with_borrow_mut(|logs| {
+        // A program that was started again goes on in the same file.
+        logs.retain(|(_, earlier)| !log.starts_with(earlier));
+        logs.push((name.to_owned(), log.to_owned()));
+    });
 }
 
 fn tail(text: &str) -> &str {

@@ -17,6 +17,9 @@ use crate::{
     process::succeed,
 };
 
+/// Where images with [`busybox_layer`] have the program that tests run.
+pub const BUSYBOX: &str = "/bin/busybox";
+
 /// What one machine of a cluster has.
 #[derive(Debug)]
 pub struct Node {
@@ -91,7 +94,7 @@ pub fn build(
     Ok(archive)
 }
 
-/// An ordinary layer with busybox at `/bin/busybox`.
+/// An ordinary layer with busybox at [`BUSYBOX`].
 ///
 /// # Errors
 /// There is no busybox among the fixtures.
@@ -103,7 +106,7 @@ pub fn busybox_layer(host: &Host) -> Result<Layer> {
 }
 
 /// Writes an image of the layers by hand and gives the path of its archive. It has
-/// busybox in a layer of its own at the bottom.
+/// [`BUSYBOX`] in a layer of its own at the bottom.
 ///
 /// # Errors
 /// As for [`busybox_layer`].
@@ -114,7 +117,7 @@ pub fn busybox_image(
 ) -> Result<PathBuf> {
     let archive = host.dir().join(unique("archive"));
     let image = Image::new(reference)
-        .entrypoint(&["/bin/busybox"])
+        .entrypoint(&[BUSYBOX, "true"])
         .layer(busybox_layer(host)?);
     layers
         .into_iter()

@@ -45,13 +45,16 @@ pub fn import(socket: &Path, namespace: &str, snapshotter: &str, archive: &Path)
         let (sender, mut receiver) = open_stream(&channel, namespace, &stream).await?;
         let request = in_namespace(namespace, request(snapshotter, stream))?;
         let mut client = TransferClient::new(channel);
-        let feeding = async {
-            // An early end of the stream is no error of ours: the answer to the call says why.
-            let _ = feed(&archive, sender, &mut receiver).await;
-        };
-        let (answer, ()) = tokio::join!(client.transfer(request), feeding);
-        answer?;
-        Ok(())
+        let (answer, fed) = tokio::join!(
+            client.transfer(request),
+            feed(&archive, sender, &mut receiver)
+        );
+        // An early end of the stream says little; the answer to the call says why.
+        match (answer, fed) {
+            (Ok(_), _) => Ok(()),
+            (Err(status), Ok(())) => Err(status.into()),
+            (Err(status), Err(error)) => Err(error.context(status)),
+        }
     })
 }
 

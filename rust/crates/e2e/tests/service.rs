@@ -459,8 +459,9 @@ fn a_container_gets_the_closures_of_all_its_parents_once() {
         let store = Store::new(host)?;
         let dir = store.build("dir", "$busybox mkdir $out", &[])?;
         let file = store.build("file", "echo content > $out", &[])?;
-        let other = store.build("other", "$busybox mkdir $out; echo $input > $out/x", &[])?;
-        let info = store.closure_info(&[&dir, &other])?;
+        let script = format!("$busybox mkdir $out; echo {dir} > $out/reference");
+        let other = store.build("other", &script, &[&dir])?;
+        let info = store.closure_info(&[&other])?;
 
         let path = |n: u32| format!("{NIX_STORE_PATH}{n}");
         let (first, second) = (path(0), path(1));
