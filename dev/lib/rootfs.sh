@@ -56,6 +56,7 @@ sandbox_prepare() {
             sandbox_make_tree
         else
             "$repo/dev/store/build" "$fixtures"
+            sandbox_stamp >"$state/stamp"
         fi
     fi
     flock --shared "$sandbox_lock"
@@ -101,13 +102,18 @@ sandbox_is_made() {
         [[ -e $tree/stamp && $(<"$tree/stamp") == "$(sandbox_stamp)" ]]
     else
         # -e follows the link: a root whose path has gone is no fixture.
-        [[ -e $fixtures/redis-closure-info && -e $fixtures/hello-closure-info && -e $fixtures/busybox-closure-info ]]
+        [[ -e $state/stamp && $(<"$state/stamp") == "$(sandbox_stamp)" && -e $fixtures/hello && -e $fixtures/redis ]]
     fi
 }
 
+# Of the mirror, of this file and of all that dev/store/build reads.
 sandbox_stamp() {
-    local files=("$repo"/dev/lib/rootfs.sh "$repo"/dev/store/*)
-    { echo "$sandbox_mirror" && cat -- "${files[@]}"; } | sha256sum | cut -d ' ' -f 1
+    local store=$repo/dev/store
+    {
+        echo "$sandbox_mirror"
+        cat "$repo/dev/lib/rootfs.sh" "$store"/{build,source.sh,graph,default.nix,debian.nix,nixpkgs.nix} \
+            "$store"/{repackage.sh,closure-info.nix,closure-info.sh}
+    } | sha256sum | cut -d ' ' -f 1
 }
 
 # In a temporary directory, renamed when whole. The caller holds the exclusive lock.

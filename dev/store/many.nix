@@ -1,4 +1,5 @@
-# A store path that refers to n others, each a small directory of its own, for what depends on the size of a closure.
+# The closure-info of a store path that refers to n others, each a small directory of its own, for what depends on the
+# size of a closure.
 { n
 , graph ? null # As for ./default.nix.
 }:
@@ -30,7 +31,4 @@ let
   copies = map (number: builtins.path { path = "${directories}/${name number}"; name = name number; }) numbers;
   many = builtins.toFile "many" (builtins.concatStringsSep "\n" copies);
 in
-{
-  inherit many;
-  closure-info = source.closureInfo many;
-}
+source.closureInfo many
