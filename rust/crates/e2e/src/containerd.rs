@@ -88,6 +88,7 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.erofs", "io.containerd.nri.v1.nri",
+  "io.containerd.podsandbox.controller.v1.podsandbox",
 ]
 
 [grpc]
@@ -297,8 +298,17 @@ disabled_plugins = [
         })
     }
 
-    /// The digests of all blobs in the content store, each with the time of its last
-    /// change in nanoseconds, sorted.
+    /// The names of all images.
+    ///
+    /// # Errors
+    /// What `ctr` says.
+    pub fn images(&self) -> Result<Vec<String>> {
+        let list = succeed(&mut self.ctr(&["images", "list", "--quiet"]))?;
+        Ok(list.lines().map(str::to_owned).collect())
+    }
+
+    /// The digests of all blobs in the content store, each with the time at which it
+    /// was written in nanoseconds, sorted.
     ///
     /// # Errors
     /// What containerd says.

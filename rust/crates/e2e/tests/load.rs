@@ -1,0 +1,388 @@
+//! `nix2container load`: what it puts into containerd, what keeps it there, and what it refuses.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    containerd::{Containerd, NIX, OVERLAYFS},
+    daemon::Config,
+    host::{Host, test, unique},
+    image::{Layer, NIX_STORE_PATH, read_tar, write_tar},
+    node::{BUSYBOX, Node, build, busybox_image, reference},
+    process::{Process, SETTLE, poll, run, when},
+    snapshots::says,
+    store::Store,
+};
+use rustix::process::Signal;
+
+/// A store path that nobody has and nobody can make.
+const NOBODYS: &str = "/nix/store/00000000000000000000000000000000-nobody-has-this";
+
+/// An image with an ordinary layer and one of Nix.
+fn archive(host: &Host, image: &str) -> Result<PathBuf> {
+    let layer = Layer::per_path(&[&host.fixture("hello")?])?;
+    busybox_image(host, image, [layer])
+}
+
+/// A Nix layer that cannot be had.
+fn impossible_archive(host: &Host, image: &str) -> Result<PathBuf> {
+    let layer = Layer::default().dir("nix")?;
+    busybox_image(
+        host,
+        image,
+        [layer.annotation(&format!("{NIX_STORE_PATH}0"), NOBODYS)],
+    )
+}
+
+/// Loads an archive, which must fail, and gives what is said.
+fn refused(containerd: &Containerd, snapshotter: &str, archive: &Path) -> Result<String> {
+    run(&mut containerd.load_command(snapshotter, archive))?.failure()
+}
+
+/// Checks that a failed load has left nothing that containerd's collector does not take.
+fn nothing_is_left(node: &Node) -> Result<()> {
+    let containerd = &node.containerd;
+    ensure!(containerd.leases()?.is_empty(), "a lease is left");
+    containerd.collect_garbage()?;
+    ensure!(containerd.images()?.is_empty(), "an image is left");
+    let blobs = containerd.blobs()?;
+    ensure!(blobs.is_empty(), "blobs are left: {blobs:?}");
+    for snapshotter in [NIX, OVERLAYFS] {
+        let names = containerd.snapshots(snapshotter)?.names(&[])?;
+        ensure!(names.is_empty(), "snapshots are left: {names:?}");
+    }
+    poll("the end of cleaning up", SETTLE, || {
+        let kept = node.daemon.config().kept()?;
+        Ok(when(kept.snapshots.is_empty() && kept.gc_roots.is_empty()))
+    })
+}
+
+#[test]
+fn a_second_load_transfers_nothing() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let containerd = &node.containerd;
+        for snapshotter in [NIX, OVERLAYFS] {
+            let image = reference("twice");
+            let archive = archive(host, &image)?;
+            containerd.load(snapshotter, &archive)?;
+            let blobs = containerd.blobs()?;
+            let rows = containerd.snapshots(snapshotter)?.list(&[])?;
+            let digest = containerd.image_digest(&image)?;
+            ensure!(digest.is_some() && rows.len() == 2 && !blobs.is_empty());
+
+            containerd.load(snapshotter, &archive)?;
+            ensure!(containerd.blobs()? == blobs);
+            ensure!(containerd.snapshots(snapshotter)?.list(&[])? == rows);
+            ensure!(containerd.image_digest(&image)? == digest);
+            containerd.remove_image(&image)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_was_loaded_outlives_the_lease() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let containerd = &node.containerd;
+        for snapshotter in [NIX, OVERLAYFS] {
+            let image = reference("stays");
+            containerd.load(snapshotter, &archive(host, &image)?)?;
+            ensure!(containerd.leases()?.is_empty(), "a lease is left");
+            let blobs = containerd.blobs()?;
+            let rows = containerd.snapshots(snapshotter)?.list(&[])?;
+            for _ in 0..2 {
+                containerd.collect_garbage()?;
+            }
+            ensure!(
+                containerd.blobs()? == blobs,
+                "{snapshotter}: blobs were collected"
+            );
+            let left = containerd.snapshots(snapshotter)?.list(&[])?;
+            ensure!(
+                left == rows,
+                "{snapshotter}: snapshots were collected: {rows:?} {left:?}"
+            );
+            let ended = containerd.run(snapshotter, &image, &[BUSYBOX, "true"])?;
+            ended.success()?;
+
+            containerd.remove_image(&image)?;
+            ensure!(
+                containerd.blobs()?.is_empty(),
+                "{snapshotter}: blobs outlive the image"
+            );
+            let left = containerd.snapshots(snapshotter)?.names(&[])?;
+            ensure!(left.is_empty(), "{snapshotter}: {left:?} outlive the image");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn loading_and_importing_come_to_the_same() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let containerd = &node.containerd;
+        let program = format!("{}/bin/hello", host.fixture("hello")?);
+        let image = reference("same");
+        let archive = build(
+            host,
+            &image,
+            &[&program],
+            &host.fixture("hello-closure-info")?,
+            &[],
+        )?;
+        let describe = || -> Result<_> {
+            let digest = containerd.image_digest(&image)?;
+            let labels: BTreeMap<_, _> = containerd
+                .blobs()?
+                .into_iter()
+                .map(|(digest, _)| {
+                    let labels = containerd.blob_labels(&digest)?.into_iter();
+                    // Its values name the archive's file or the registry that a blob is from.
+                    let lasting = labels.filter(|(name, _)| name.starts_with("containerd.io/gc."));
+                    Ok((digest, lasting.collect::<Vec<_>>()))
+                })
+                .collect::<Result<_>>()?;
+            let snapshots = containerd.snapshots(NIX)?.list(&[])?;
+            let snapshots: Vec<_> = snapshots
+                .into_iter()
+                .map(|info| (info.name, info.parent, info.kind))
+                .collect();
+            Ok((digest, labels, snapshots))
+        };
+        containerd.load(NIX, &archive)?;
+        let loaded = describe()?;
+        containerd.remove_image(&image)?;
+        containerd.import(NIX, &archive)?;
+        let imported = describe()?;
+        // The transfer service keeps the archive's index as well.
+        ensure!(
+            loaded.0 == imported.0 && loaded.2 == imported.2,
+            "{loaded:#?} {imported:#?}"
+        );
+        for (digest, labels) in &loaded.1 {
+            let other = imported
+                .1
+                .get(digest)
+                .context("a blob that is not imported")?;
+            ensure!(
+                labels == other,
+                "{digest}: {labels:?}, and {other:?} when imported"
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_damaged_archive_is_named_and_leaves_nothing() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let whole = archive(host, &reference("damaged"))?;
+        let bytes = fs::read(&whole)?;
+        let files = read_tar(&whole)?;
+        let damaged = host.dir().join(unique("damaged"));
+        let name = damaged.display().to_string();
+        let refuse = |what: &str, words: &[&str]| -> Result<()> {
+            let said = refused(&node.containerd, NIX, &damaged).context(what.to_owned())?;
+            says(&said, &[&name]).context(what.to_owned())?;
+            says(&said, words).context(what.to_owned())?;
+            nothing_is_left(&node).context(what.to_owned())
+        };
+
+        for (what, length) in [
+            ("an empty file", 0),
+            ("cut in a header", 100),
+            ("cut in a blob", bytes.len() / 2),
+            ("cut at the end", bytes.len() - 2000),
+        ] {
+            fs::write(&damaged, &bytes[..length])?;
+            refuse(what, &[])?;
+        }
+
+        fs::write(
+            &damaged,
+            "just a text, and nothing like an archive\n".repeat(100),
+        )?;
+        refuse("no tar", &["not a tar"])?;
+
+        write_tar(
+            &damaged,
+            &[("a-file".to_owned(), b"content".to_vec())].into(),
+        )?;
+        refuse("a tar without an image", &["oci-layout"])?;
+
+        let blobs = files.keys().filter(|name| name.starts_with("blobs/"));
+        for blob in blobs {
+            let digest = blob.rsplit('/').next().unwrap_or_default();
+            let mut changed = files.clone();
+            let content = changed.get_mut(blob).context("a blob")?;
+            let last = content.last_mut().context("an empty blob")?;
+            *last ^= 1;
+            write_tar(&damaged, &changed)?;
+            refuse("a blob with another digest", &[digest])?;
+
+            let mut changed = files.clone();
+            changed.remove(blob);
+            write_tar(&damaged, &changed)?;
+            refuse("a blob that is missing", &[digest])?;
+        }
+
+        let missing = host.dir().join("missing");
+        says(
+            &refused(&node.containerd, NIX, &missing)?,
+            &[&missing.display().to_string()],
+        )
+    });
+}
+
+#[test]
+fn a_layer_whose_content_is_not_what_the_config_says_is_refused() {
+    test(|host| {
+        let node = Node::start(host)?;
+        // All digests of the archive are right, and the diff ID of the layer is another's.
+        let first = archive(host, &reference("first"))?;
+        let mut files = read_tar(&first)?;
+        let json = |content: &[u8]| serde_json::from_slice::<serde_json::Value>(content);
+        let index = json(&files["index.json"])?;
+        let name = |descriptor: &serde_json::Value| -> Result<String> {
+            let digest = descriptor["digest"].as_str().context("no digest")?;
+            Ok(format!("blobs/{}", digest.replace(':', "/")))
+        };
+        let manifest_name = name(&index["manifests"][0])?;
+        let mut manifest = json(&files[&manifest_name])?;
+        let config_name = name(&manifest["config"])?;
+        let mut config = json(&files[&config_name])?;
+        let wrong = format!("sha256:{}", "0".repeat(64));
+        config["rootfs"]["diff_ids"][1] = wrong.clone().into();
+
+        let mut replace = |old: &str, new: String| {
+            files.remove(old);
+            let digest = e2e::image::sha256(new.as_bytes());
+            let size = new.len();
+            files.insert(format!("blobs/sha256/{digest}"), new.into_bytes());
+            (format!("sha256:{digest}"), size)
+        };
+        let (digest, size) = replace(&config_name, config.to_string());
+        manifest["config"]["digest"] = digest.into();
+        manifest["config"]["size"] = size.into();
+        let (digest, size) = replace(&manifest_name, manifest.to_string());
+        let mut index = index;
+        index["manifests"][0]["digest"] = digest.into();
+        index["manifests"][0]["size"] = size.into();
+        files.insert("index.json".to_owned(), index.to_string().into_bytes());
+
+        let lying = host.dir().join("lying");
+        write_tar(&lying, &files)?;
+        says(&refused(&node.containerd, NIX, &lying)?, &[&wrong])?;
+        nothing_is_left(&node)
+    });
+}
+
+#[test]
+fn containerd_that_is_not_there_is_named_with_its_socket() {
+    test(|host| {
+        let archive = archive(host, &reference("nowhere"))?;
+        let missing = host.dir().join("missing.sock");
+        let dead = host.dir().join("dead.sock");
+        drop(UnixListener::bind(&dead)?);
+        for socket in [missing, dead] {
+            let mut load = Command::new(host.nix2container());
+            load.arg("--address").arg(&socket).arg("load").arg(&archive);
+            let said = run(&mut load)?.failure()?;
+            says(
+                &said,
+                &[
+                    &socket.display().to_string(),
+                    "start containerd",
+                    "--address",
+                ],
+            )?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_snapshotter_that_containerd_does_not_have_is_named() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let archive = archive(host, &reference("unknown"))?;
+        let said = refused(&node.containerd, "no-such-snapshotter", &archive)?;
+        says(&said, &["no-such-snapshotter", "--snapshotter"])?;
+        nothing_is_left(&node)
+    });
+}
+
+#[test]
+fn a_layer_that_cannot_be_had_leaves_nothing_but_what_nix_says() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let archive = impossible_archive(host, &reference("impossible"))?;
+        says(
+            &refused(&node.containerd, NIX, &archive)?,
+            &["nix-store", NOBODYS],
+        )?;
+        nothing_is_left(&node)?;
+
+        // The same through containerd's own unpacker.
+        let import = node.containerd.import(NIX, &archive);
+        let said = import.err().context("an impossible image was imported")?;
+        says(&format!("{said:#}"), &["nix-store", NOBODYS])?;
+        nothing_is_left(&node)
+    });
+}
+
+#[test]
+fn a_load_without_the_daemon_can_be_repeated() {
+    test(|host| {
+        let mut node = Node::start(host)?;
+        let image = reference("again");
+        let archive = archive(host, &image)?;
+        node.daemon.stop()?;
+        says(&refused(&node.containerd, NIX, &archive)?, &["nix"])?;
+        node.daemon.start_again()?;
+        // containerd waits up to three seconds between its attempts to connect.
+        poll("a load", SETTLE, || {
+            Ok(node.containerd.load(NIX, &archive).ok())
+        })?;
+        let ended = node.containerd.run(NIX, &image, &[BUSYBOX, "true"])?;
+        ended.success()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn an_interrupted_load_leaves_nothing() {
+    test(|host| {
+        let started = host.dir().join("started");
+        let builder = format!("echo > {}; exec sleep 1000", started.display());
+        let config = Config::new(host, "daemon").builder(&builder)?;
+        let node = Node::start_with(host, &config)?;
+        let object = Store::new(host)?.build("object", "echo content > $out", &[])?;
+        let layer = Layer::per_path(&[object.path()])?;
+        let archive = busybox_image(host, &reference("interrupted"), [layer])?;
+        for signal in [Signal::INT, Signal::TERM] {
+            let mut load = node.containerd.load_command(NIX, &archive);
+            let log = host.dir().join("load.log");
+            let mut load = Process::spawn("nix2container", &mut load, &log)?;
+            poll("the builder", SETTLE, || Ok(fs::remove_file(&started).ok()))?;
+            load.signal(signal)?;
+            let status = load.wait(SETTLE)?;
+            ensure!(
+                status.code().is_some_and(|code| code != 0),
+                "{signal:?}: {status}"
+            );
+            nothing_is_left(&node)?;
+        }
+        Ok(())
+    });
+}
