@@ -83,11 +83,7 @@ impl NixSnapshotter {
             &new.key,
             new.parent.as_deref(),
             new.labels,
-        )?;
-        make_mount_points(
-            &self.store_dir,
-            closure,
-            &self.snapshots.layer_dir(snapshot.id),
+            |layer_dir| make_mount_points(&self.store_dir, closure, layer_dir),
         )?;
         self.mounts_of(&snapshot, extraction)
     }

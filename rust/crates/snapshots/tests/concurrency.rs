@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use snapshots::{Code, Kind, Labels, Options, Snapshotter};
+use snapshots::{Code, Error, Kind, Labels, Options, Snapshotter};
 
 fn open(root: &Path) -> Snapshotter {
     Snapshotter::open(root, &Options::default()).unwrap()
@@ -52,7 +52,9 @@ fn make(s: &Snapshotter, key: &str) -> bool {
     fs::create_dir(&attachment).unwrap();
     fs::write(attachment.join("root"), key).unwrap();
     let id = s
-        .create(reservation, Kind::Active, key, None, Labels::new())
+        .create(reservation, Kind::Active, key, None, Labels::new(), |_| {
+            Ok::<_, Error>(())
+        })
         .unwrap()
         .id;
     s.layer_dir(id).exists() && attachment.join("root").exists()
@@ -107,7 +109,11 @@ fn of_many_that_want_a_key_one_gets_it() {
     for round in 0..10 {
         let key = format!("{round}");
         let codes: Vec<_> = std::thread::scope(|scope| {
-            let attempt = || s.create(s.reserve(), Kind::Active, &key, None, Labels::new());
+            let attempt = || {
+                s.create(s.reserve(), Kind::Active, &key, None, Labels::new(), |_| {
+                    Ok::<_, Error>(())
+                })
+            };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
             threads
                 .into_iter()

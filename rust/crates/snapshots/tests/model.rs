@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use proptest::prelude::*;
-use snapshots::{Code, Kind, Labels, Options, Snapshotter};
+use snapshots::{Code, Error, Kind, Labels, Options, Snapshotter};
 
 #[derive(Debug, Clone)]
 enum Call {
@@ -221,7 +221,9 @@ fn run(calls: Vec<Call>) {
                 );
                 let tested = s.check_new(kind, &key, parent.as_deref());
                 assert_eq!(tested.map_err(|error| error.code()), want, "{shown}");
-                let made = s.create(s.reserve(), kind, &key, parent.as_deref(), labels);
+                let made = s.create(s.reserve(), kind, &key, parent.as_deref(), labels, |_| {
+                    Ok::<_, Error>(())
+                });
                 match made {
                     Ok(snapshot) => {
                         want.expect(&shown);

@@ -20,7 +20,9 @@ fn open(root: &Path) -> Result<Snapshotter, Error> {
 
 fn create(s: &Snapshotter, key: &str) -> String {
     let snapshot = s
-        .create(s.reserve(), Kind::Active, key, None, Labels::new())
+        .create(s.reserve(), Kind::Active, key, None, Labels::new(), |_| {
+            Ok::<_, Error>(())
+        })
         .unwrap();
     snapshot.id.to_string()
 }

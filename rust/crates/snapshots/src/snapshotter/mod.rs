@@ -117,28 +117,30 @@ impl Snapshotter {
 
     /// Makes an active snapshot or a view. An empty `parent` is none.
     ///
+    /// `fill` gets the directory of the new layer while nobody else can see the snapshot.
+    ///
     /// # Errors
     ///
-    /// Those of [`Snapshotter::check_new`]. Nothing is left of the reservation then.
-    pub fn create(
+    /// Those of [`Snapshotter::check_new`] and those of `fill`. Nothing is left of the reservation
+    /// then.
+    pub fn create<E: From<Error>>(
         &self,
         reservation: Reservation,
         kind: Kind,
         key: &str,
         parent: Option<&str>,
         labels: Labels,
-    ) -> Result<Snapshot> {
-        let attempt = || {
-            not_empty("key", key)?;
-            let id = reservation.id();
-            let parent = some_name(parent);
-            let parent_id = self.store.admit(kind, key, parent)?;
-            self.layout.make(id, kind, parent_id)?;
-            self.store
-                .insert(id, kind, key, parent, parent_id, &drop_empty(labels))
-        };
-        let result = attempt();
-        reservation.settle(result)
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<Snapshot, E> {
+        not_empty("key", key)?;
+        let id = reservation.id();
+        let parent = some_name(parent);
+        let parent_id = self.store.admit(kind, key, parent)?;
+        self.layout.make(id, kind, parent_id)?;
+        fill(&self.layer_dir(id))?;
+        let labels = drop_empty(labels);
+        let inserted = self.store.insert(id, kind, key, parent, parent_id, &labels);
+        Ok(reservation.settle(inserted)?)
     }
 
     /// What the mounts of an active snapshot or view depend on.

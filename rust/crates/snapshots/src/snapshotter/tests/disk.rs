@@ -25,7 +25,14 @@ fn removal_deletes_attachments_at_once_and_layers_as_told() {
         fs::create_dir(&attachment).unwrap();
         symlink("/nowhere", attachment.join("0")).unwrap();
         let id = s
-            .create(reservation, Kind::Active, "a", None, Labels::new())
+            .create(
+                reservation,
+                Kind::Active,
+                "a",
+                None,
+                Labels::new(),
+                no_content,
+            )
             .unwrap()
             .id;
         assert_eq!(attachment, root.path().join("gcroots").join(id.to_string()));
@@ -58,9 +65,25 @@ fn a_reservation_that_comes_to_nothing_leaves_nothing() {
     drop(dropped);
     let refused = s.reserve();
     let second = made(&refused);
-    s.create(refused, Kind::Active, "a", Some("none"), Labels::new())
+    s.create(
+        refused,
+        Kind::Active,
+        "a",
+        Some("none"),
+        Labels::new(),
+        no_content,
+    )
+    .unwrap_err();
+    let unfilled = s.reserve();
+    let third = made(&unfilled);
+    let fill = |layer: &Path| {
+        fs::write(layer.join("part"), "").unwrap();
+        Err(Error::EmptyName { what: "name" })
+    };
+    s.create(unfilled, Kind::Active, "a", None, Labels::new(), fill)
         .unwrap_err();
-    for id in [first, second] {
+    assert_eq!(s.stat("a").unwrap_err().code(), Code::NotFound);
+    for id in [first, second, third] {
         assert!(!s.attachment_dir(id).exists() && !s.layer_dir(id).exists());
     }
     assert_eq!(entries(&root.path().join("snapshots")), [""; 0]);
@@ -73,7 +96,14 @@ fn ids_are_never_given_again() {
     let early = s.reserve();
     let late = create(&s, Kind::Active, "late", "").unwrap().id;
     let early = s
-        .create(early, Kind::Active, "early", None, Labels::new())
+        .create(
+            early,
+            Kind::Active,
+            "early",
+            None,
+            Labels::new(),
+            no_content,
+        )
         .unwrap()
         .id;
     assert!(early < late);
@@ -233,6 +263,7 @@ fn a_full_disk_is_survived() {
             &i.to_string(),
             None,
             large.clone(),
+            no_content,
         )
     };
     let made = (0..100).map(add).take_while(Result::is_ok).count();

@@ -17,8 +17,20 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
         .collect()
 }
 
+/// For snapshots whose content does not matter.
+fn no_content(_: &Path) -> Result<()> {
+    Ok(())
+}
+
 fn create(s: &Snapshotter, kind: Kind, key: &str, parent: &str) -> Result<Snapshot> {
-    s.create(s.reserve(), kind, key, Some(parent), labels(&[("l", "1")]))
+    s.create(
+        s.reserve(),
+        kind,
+        key,
+        Some(parent),
+        labels(&[("l", "1")]),
+        no_content,
+    )
 }
 
 /// A committed snapshot.
