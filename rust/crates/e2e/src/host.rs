@@ -131,7 +131,7 @@ impl Host {
     /// Skips the test where a program is missing that nothing but this test needs.
     ///
     /// # Errors
-    /// One that [`test`] understands.
+    /// One that [`test()`] understands.
     pub fn needs(&self, tool: &str) -> Result<()> {
         if !is_on_path(tool) {
             let reason = format!("{tool} is not on the PATH");

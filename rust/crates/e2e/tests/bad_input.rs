@@ -167,7 +167,7 @@ fn a_root_that_cannot_be_written_is_named() {
         mount_remount(&dir, MountFlags::BIND | MountFlags::RDONLY, "")?;
         for root in [dir.clone(), dir.join("below")] {
             let config = Config::new(host, "daemon").root_at(&root);
-            says(&config.refused()?, &[&dir.display().to_string()])?;
+            says(&config.refused()?, &[&dir.display().to_string(), "--root"])?;
             ensure!(!config.address().exists());
         }
         ensure!(fs::read_dir(&dir)?.next().is_none());

@@ -5,23 +5,24 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
+    thread::ScopedJoinHandle,
 };
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
     containerd::{NIX, OVERLAYFS},
     host::{Host, test},
-    image::{Layer, NIX_CLOSURE, NIX_LAYER},
+    image::{Image, Layer, NIX_CLOSURE, NIX_LAYER},
     node::{BUSYBOX, Node, build, busybox_image, reference},
     process::{SETTLE, poll},
-    store::{Store, fingerprint},
+    store::{Object, Store, fingerprint},
 };
 
 const HELLO: &str = "Hello, world!\n";
 
 /// An archive that runs hello out of its closure, made by `nix2container build`.
-fn hello(host: &Host, reference: &str, flags: &[&str]) -> Result<std::path::PathBuf> {
+fn hello(host: &Host, reference: &str, flags: &[&str]) -> Result<PathBuf> {
     let program = format!("{}/bin/hello", host.fixture("hello")?);
     build(
         host,
@@ -89,7 +90,7 @@ fn hello_in_an_image_of_the_go_project() {
         let archive = host.dir().join("archive");
         for load in [false, true] {
             let image = reference("hello");
-            e2e::image::Image::new(&image)
+            Image::new(&image)
                 .entrypoint(&[&program])
                 .layer(Layer::per_path(&paths)?)
                 .write(&archive)?;
@@ -214,6 +215,30 @@ fn an_image_that_mixes_both_kinds_of_layer() {
 }
 
 #[test]
+fn an_image_built_on_an_ordinary_one_with_links_in_its_root() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let base = busybox_image(host, &reference("base"), [])?;
+        let links = host.dir().join("copy-to-root");
+        fs::write(&links, format!("[{:?}]", host.fixture("hello")?))?;
+        let image = reference("derived");
+        let flags = [
+            "--from-image",
+            base.to_str().context("a path in UTF-8")?,
+            "--copy-to-root",
+            links.to_str().context("a path in UTF-8")?,
+        ];
+        let closure = host.fixture("hello-closure-info")?;
+        let archive = build(host, &image, &["/bin/hello"], &closure, &flags)?;
+        node.containerd.load(NIX, &archive)?;
+        ensure!(prints(&node, &image, &[])? == HELLO);
+        // /bin has the program of the base beside the link.
+        ensure!(prints(&node, &image, &[BUSYBOX, "echo", "here"])? == "here\n");
+        Ok(())
+    });
+}
+
+#[test]
 fn store_objects_of_every_kind() {
     test(|host| {
         let node = Node::start(host)?;
@@ -229,7 +254,7 @@ fn store_objects_of_every_kind() {
         let outside = store.build("outside", "$busybox ln -s /etc/greeting $out", &[])?;
         let all = [&dir, &file, &program, &to_dir, &to_file, &outside];
         let info = store.closure_info(&all)?;
-        let paths = all.map(|object| object.path());
+        let paths = all.map(Object::path);
 
         let greeting = || {
             Layer::default()
@@ -359,7 +384,7 @@ fn many_containers_of_one_image_at_once() {
                     .success()
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
-            threads.into_iter().map(|thread| thread.join()).collect()
+            threads.into_iter().map(ScopedJoinHandle::join).collect()
         });
         for printed in results {
             let printed = printed.ok().context("a thread panicked")??;
@@ -381,7 +406,7 @@ fn two_pulls_of_one_image_at_once() {
         let results: Vec<_> = std::thread::scope(|scope| {
             let load = || node.containerd.load(NIX, &archive);
             let threads: Vec<_> = (0..3).map(|_| scope.spawn(load)).collect();
-            threads.into_iter().map(|thread| thread.join()).collect()
+            threads.into_iter().map(ScopedJoinHandle::join).collect()
         });
         for loaded in results {
             loaded.ok().context("a thread panicked")??;
