@@ -77,15 +77,18 @@ impl NixSnapshotter {
         closure: &Closure,
     ) -> Result<Vec<Mount>, Error> {
         let extraction = is_extraction(&new.key, &new.labels);
-        let snapshot = self.snapshots.create(
+        self.snapshots.create(
             reservation,
             new.kind,
             &new.key,
             new.parent.as_deref(),
             new.labels,
-            |layer_dir| make_mount_points(&self.store_dir, closure, layer_dir),
-        )?;
-        self.mounts_of(&snapshot, extraction)
+            |snapshot| {
+                let layer_dir = self.snapshots.layer_dir(snapshot.id);
+                make_mount_points(&self.store_dir, closure, &layer_dir)?;
+                self.mounts_of(snapshot, extraction)
+            },
+        )
     }
 
     /// Says again how to mount a snapshot.

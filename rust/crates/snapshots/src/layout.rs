@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::lock::RootLock;
-use crate::model::{Id, Kind};
+use crate::model::{Id, Kind, Snapshot};
 use crate::mounts::{layer_dir, work_dir};
 use crate::tree;
 
@@ -96,9 +96,10 @@ impl Layout {
         }
     }
 
-    /// Makes the directories of a snapshot, owned as its parent's layer is, and has them on the
-    /// disk when it returns.
-    pub(crate) fn make(&self, id: Id, kind: Kind, parent: Option<Id>) -> Result<()> {
+    /// Makes the directories of a snapshot, owned as its parent's layer is.
+    pub(crate) fn make(&self, snapshot: &Snapshot) -> Result<()> {
+        let Snapshot { id, kind, parents } = snapshot;
+        let (id, kind) = (*id, *kind);
         let dir = self.snapshot_dir(id);
         make_private_dir(&dir)?;
         let layer = layer_dir(&self.snapshots, id);
@@ -106,16 +107,22 @@ impl Layout {
         if kind == Kind::Active {
             make_dir(&work_dir(&self.snapshots, id), 0o711)?;
         }
-        if let Some(parent) = parent {
-            let (uid, gid) = owner(&layer_dir(&self.snapshots, parent))?;
+        if let Some(parent) = parents.first() {
+            let (uid, gid) = owner(&layer_dir(&self.snapshots, *parent))?;
             if owner(&layer)? != (uid, gid) {
                 let set = lchown(&layer, Some(uid), Some(gid));
                 set.map_err(Error::io("set the owner of", &layer))?;
             }
         }
-        for dir in [&layer, &dir, &self.snapshots] {
-            sync(dir)?;
-        }
+        Ok(())
+    }
+
+    /// Has on the disk what was made under an id: the layer itself, and every name that leads to
+    /// it and to the attachment.
+    pub(crate) fn persist(&self, id: Id) -> Result<()> {
+        sync(&layer_dir(&self.snapshots, id))?;
+        sync(&self.snapshot_dir(id))?;
+        sync(&self.snapshots)?;
         let attachment = self.attachment_dir(id);
         let attached = attachment
             .try_exists()

@@ -26,14 +26,16 @@
 //! # What is made when
 //!
 //! [`Snapshotter::reserve`] gives an id. The caller fills the attachment directory of this id,
-//! which may take as long as it takes. [`Snapshotter::create`] then makes the directories, has them
-//! on the disk (`fsync` of each and of those that name them), and adds the row in one short
-//! transaction. [`Snapshotter::remove`] goes the other way: it deletes the row in one short
-//! transaction and the directories afterwards. So a crash or a power cut can leave directories
-//! without a row, never a row without its directories, and [`Snapshotter::open`] deletes what has
-//! no row. A name made up for the time being, and a rename at the end, would add nothing: an id is
-//! not given twice by one process, and when a process starts there is nothing left under the ids
-//! that were reserved but never published.
+//! which may take as long as it takes. [`Snapshotter::create`] makes the directories, lets the
+//! caller put something into the layer, has all of it on the disk (`fsync`), and adds the row in
+//! one short transaction. [`Snapshotter::remove`] goes the other way: it deletes the row in one
+//! short transaction and the directories afterwards. So a crash or a power cut can leave
+//! directories without a row, never a row without its directories, and [`Snapshotter::open`]
+//! deletes what has no row.
+//!
+//! Directories are made under their final names. A name made up for the time being, and a rename
+//! at the end, would add nothing: one process does not give an id twice, and the next begins to
+//! count above every id that was published or has a directory still.
 //!
 //! What containerd writes into a layer is not synced here. It has its own switch for that
 //! (`image_pull_with_sync_fs`).

@@ -52,9 +52,14 @@ fn make(s: &Snapshotter, key: &str) -> bool {
     fs::create_dir(&attachment).unwrap();
     fs::write(attachment.join("root"), key).unwrap();
     let id = s
-        .create(reservation, Kind::Active, key, None, Labels::new(), |_| {
-            Ok::<_, Error>(())
-        })
+        .create(
+            reservation,
+            Kind::Active,
+            key,
+            None,
+            Labels::new(),
+            |made| Ok::<_, Error>(made.clone()),
+        )
         .unwrap()
         .id;
     s.layer_dir(id).exists() && attachment.join("root").exists()
@@ -110,9 +115,14 @@ fn of_many_that_want_a_key_one_gets_it() {
         let key = format!("{round}");
         let codes: Vec<_> = std::thread::scope(|scope| {
             let attempt = || {
-                s.create(s.reserve(), Kind::Active, &key, None, Labels::new(), |_| {
-                    Ok::<_, Error>(())
-                })
+                s.create(
+                    s.reserve(),
+                    Kind::Active,
+                    &key,
+                    None,
+                    Labels::new(),
+                    |made| Ok::<_, Error>(made.clone()),
+                )
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
             threads

@@ -221,8 +221,8 @@ fn run(calls: Vec<Call>) {
                 );
                 let tested = s.check_new(kind, &key, parent.as_deref());
                 assert_eq!(tested.map_err(|error| error.code()), want, "{shown}");
-                let made = s.create(s.reserve(), kind, &key, parent.as_deref(), labels, |_| {
-                    Ok::<_, Error>(())
+                let made = s.create(s.reserve(), kind, &key, parent.as_deref(), labels, |made| {
+                    Ok::<_, Error>(made.clone())
                 });
                 match made {
                     Ok(snapshot) => {

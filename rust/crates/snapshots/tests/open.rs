@@ -20,9 +20,14 @@ fn open(root: &Path) -> Result<Snapshotter, Error> {
 
 fn create(s: &Snapshotter, key: &str) -> String {
     let snapshot = s
-        .create(s.reserve(), Kind::Active, key, None, Labels::new(), |_| {
-            Ok::<_, Error>(())
-        })
+        .create(
+            s.reserve(),
+            Kind::Active,
+            key,
+            None,
+            Labels::new(),
+            |made| Ok::<_, Error>(made.clone()),
+        )
         .unwrap();
     snapshot.id.to_string()
 }

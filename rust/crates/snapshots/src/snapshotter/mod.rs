@@ -117,30 +117,37 @@ impl Snapshotter {
 
     /// Makes an active snapshot or a view. An empty `parent` is none.
     ///
-    /// `fill` gets the directory of the new layer while nobody else can see the snapshot.
+    /// `fill` is called while nobody else can see the snapshot, and may put something into its
+    /// [layer](Self::layer_dir). What it gives is given to the caller.
     ///
     /// # Errors
     ///
     /// Those of [`Snapshotter::check_new`] and those of `fill`. Nothing is left of the reservation
     /// then.
-    pub fn create<E: From<Error>>(
+    pub fn create<T, E: From<Error>>(
         &self,
         reservation: Reservation,
         kind: Kind,
         key: &str,
         parent: Option<&str>,
         labels: Labels,
-        fill: impl FnOnce(&Path) -> Result<(), E>,
-    ) -> Result<Snapshot, E> {
+        fill: impl FnOnce(&Snapshot) -> Result<T, E>,
+    ) -> Result<T, E> {
         not_empty("key", key)?;
-        let id = reservation.id();
         let parent = some_name(parent);
-        let parent_id = self.store.admit(kind, key, parent)?;
-        self.layout.make(id, kind, parent_id)?;
-        fill(&self.layer_dir(id))?;
-        let labels = drop_empty(labels);
-        let inserted = self.store.insert(id, kind, key, parent, parent_id, &labels);
-        Ok(reservation.settle(inserted)?)
+        let snapshot = Snapshot {
+            id: reservation.id(),
+            kind,
+            parents: self.store.admit(kind, key, parent)?,
+        };
+        self.layout.make(&snapshot)?;
+        let filled = fill(&snapshot)?;
+        self.layout.persist(snapshot.id)?;
+        let inserted = self
+            .store
+            .insert(&snapshot, key, parent, &drop_empty(labels));
+        reservation.settle(inserted)?;
+        Ok(filled)
     }
 
     /// What the mounts of an active snapshot or view depend on.

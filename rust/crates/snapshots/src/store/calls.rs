@@ -55,27 +55,23 @@ trait Snapshots: ReadableTable<&'static str, &'static [u8]> {
     }
 
     /// Whether a snapshot could be made, in the order in which containerd's own store asks; gives
-    /// the parent's id.
-    fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Option<Id>, Stop> {
+    /// the ids of its ancestors.
+    fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Vec<Id>, Stop> {
         if kind == Kind::Committed {
             return Err(Error::CreateCommitted {
                 key: key.to_owned(),
             }
             .into());
         }
-        let parent_id = match parent {
-            None => None,
-            Some(parent) => {
-                let Parent { id, kind, .. } = self.parent(key, parent)?;
-                if kind != Kind::Committed {
-                    let (key, parent) = (key.to_owned(), parent.to_owned());
-                    return Err(Error::CreateOnUncommitted { key, parent, kind }.into());
-                }
-                Some(id)
+        if let Some(parent) = parent {
+            let Parent { kind, .. } = self.parent(key, parent)?;
+            if kind != Kind::Committed {
+                let (key, parent) = (key.to_owned(), parent.to_owned());
+                return Err(Error::CreateOnUncommitted { key, parent, kind }.into());
             }
-        };
+        }
         self.vacant(key)?;
-        Ok(parent_id)
+        self.lineage(key, parent.unwrap_or_default())
     }
 
     /// The ids of the ancestors of `key`, whose parent is `parent`, or which has none if that is
@@ -123,40 +119,38 @@ impl Store {
         })
     }
 
-    /// Whether a snapshot could be made; gives the parent's id.
-    pub(crate) fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Option<Id>> {
+    /// Whether a snapshot could be made; gives the ids of its ancestors.
+    pub(crate) fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Vec<Id>> {
         self.read("look up a snapshot", |snapshots| {
             snapshots.admit(kind, key, parent)
         })
     }
 
-    /// Publishes snapshot `id`, whose directories were made for a parent numbered `parent_id`.
+    /// Publishes `snapshot`, whose directories were made on the ancestors that it names.
     pub(crate) fn insert(
         &self,
-        id: Id,
-        kind: Kind,
+        snapshot: &Snapshot,
         key: &str,
         parent: Option<&str>,
-        parent_id: Option<Id>,
         labels: &Labels,
-    ) -> Result<Snapshot> {
+    ) -> Result<()> {
+        let Snapshot { id, kind, parents } = snapshot;
         self.write("add a snapshot", |tables| {
-            let found = tables.snapshots.admit(kind, key, parent)?;
+            let found = tables.snapshots.admit(*kind, key, parent)?;
             let parent = parent.unwrap_or_default();
-            if found != parent_id {
+            if found != *parents {
                 // Its name was given to another snapshot since the directories were made.
                 let (key, parent) = (key.to_owned(), parent.to_owned());
                 return Err(Error::ParentNotFound { key, parent }.into());
             }
-            let row = Row::new(id, kind, parent, labels);
+            let row = Row::new(*id, *kind, parent, labels);
             tables.snapshots.insert(key, row.encode().as_slice())?;
-            if let Some(parent_id) = parent_id {
-                tables.children.insert((parent_id.0, id.0), key)?;
+            if let Some(parent) = parents.first() {
+                tables.children.insert((parent.0, id.0), key)?;
             }
             let sequence = tables.meta.get(SEQUENCE)?.map_or(0, |value| value.value());
             tables.meta.insert(SEQUENCE, sequence.max(id.0))?;
-            let parents = tables.snapshots.lineage(key, parent)?;
-            Ok(Snapshot { id, kind, parents })
+            Ok(())
         })
     }
 

@@ -76,8 +76,8 @@ fn a_reservation_that_comes_to_nothing_leaves_nothing() {
     .unwrap_err();
     let unfilled = s.reserve();
     let third = made(&unfilled);
-    let fill = |layer: &Path| {
-        fs::write(layer.join("part"), "").unwrap();
+    let fill = |snapshot: &Snapshot| -> Result<()> {
+        fs::write(s.layer_dir(snapshot.id).join("part"), "").unwrap();
         Err(Error::EmptyName { what: "name" })
     };
     s.create(unfilled, Kind::Active, "a", None, Labels::new(), fill)
