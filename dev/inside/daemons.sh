@@ -9,12 +9,16 @@ nix_snapshotter=$build/target/release/nix-snapshotter
 nix2container=$build/target/release/nix2container
 
 # exec_containerd: turns into containerd, with the snapshotter as its plugin "nix". containerd 1.7 and 2.x read this.
+# Without the CRI, which nothing here speaks and which asks for a pod network.
 exec_containerd() {
     local config=/run/containerd/config.toml
     cat >"$config" <<TOML
 version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+]
 
 [grpc]
   address = "$containerd_socket"
