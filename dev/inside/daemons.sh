@@ -9,7 +9,8 @@ nix_snapshotter=$build/target/release/nix-snapshotter
 nix2container=$build/target/release/nix2container
 
 # exec_containerd: turns into containerd, with the snapshotter as its plugin "nix". containerd 1.7 and 2.x read this.
-# Without the CRI, which nothing here speaks and which asks for a pod network.
+# Without the CRI, which nothing here speaks and which asks for a pod network, and with no file outside the
+# directories that an instance has for itself: /run/nri and /opt/containerd are the machine's.
 exec_containerd() {
     local config=/run/containerd/config.toml
     cat >"$config" <<TOML
@@ -18,10 +19,15 @@ root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.grpc.v1.sandbox-controllers",
+  "io.containerd.nri.v1.nri",
 ]
 
 [grpc]
   address = "$containerd_socket"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
 
 [proxy_plugins.nix]
   type = "snapshot"

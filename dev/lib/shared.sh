@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154  # sandbox_prepare and sandbox_place, in rootfs.sh, set tree, state, fixtures and sandbox_lock.
 # The instance that several terminals share. It has the host's network, starts with its first user and ends with the
 # last, however they end:
 #
