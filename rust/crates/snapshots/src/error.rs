@@ -142,10 +142,10 @@ pub enum Error {
 
     /// There are snapshots on the disk, and nothing that tells what they are.
     #[error(
-        "{path:?} is missing, but snapshot directories are there: \
-         restore it, or delete {snapshots:?} to begin anew"
+        "{path:?} is missing, but snapshot directories are there: restore it from a backup, or \
+         remove the images of this snapshotter from containerd and delete the root directory"
     )]
-    StoreMissing { path: PathBuf, snapshots: PathBuf },
+    StoreMissing { path: PathBuf },
 
     /// The store is not as it was written.
     #[error(

@@ -28,8 +28,8 @@ impl Host {
     /// Asks with files in `<root>/probe`, which is there only meanwhile. Refuses a root that cannot
     /// hold snapshots.
     pub(crate) fn probe(root: &Path) -> Result<Self> {
+        require_openat2(root)?;
         let dir = Scratch::new(root.join("probe"))?;
-        require_openat2(&dir.0)?;
         require_dir_types(root, &dir.0)?;
         require_overlay()?;
         let index = Path::new("/sys/module/overlay/parameters/index").exists();

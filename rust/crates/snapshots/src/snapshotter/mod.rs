@@ -66,10 +66,8 @@ impl Snapshotter {
         let layout = Layout::open(&root, lock, options.attachments)?;
         if !Store::exists(&root)? {
             if !layout.ids()?.is_empty() {
-                let snapshots = layout.snapshots().to_owned();
                 return Err(Error::StoreMissing {
                     path: Store::path(&root),
-                    snapshots,
                 });
             }
             Store::create(&root)?;
