@@ -21,8 +21,8 @@ host_needs() {
         die "missing: ${missing[*]}. Install them (the Debian packages are: ${packages[*]}) or enter 'nix develop'."
     fi
     note "installing ${packages[*]}"
-    # The lists may be absent or stale, and reading them takes long: fetch them only when the installation fails without.
-    host_apt install "${packages[@]}" || { host_apt update && host_apt install "${packages[@]}"; } ||
+    # The lists may be absent or stale, and fetching them takes long: only when the installation fails without.
+    host_apt install "${packages[@]}" 2>/dev/null || { host_apt update && host_apt install "${packages[@]}"; } ||
         die "apt-get cannot install ${packages[*]}: install them by hand and try again."
 }
 
