@@ -17,16 +17,16 @@ build: ## Build both programs into build/bin
 nix-snapshotter nix2container: ## Build one of them
 	@dev/build $@
 
-start-containerd: ## Run containerd in the foreground, for the commands below
+start-containerd: sandbox ## Run containerd in the foreground, for the commands below
 	@dev/sandbox join dev/inside/start containerd
 
-start-nix-snapshotter: build ## Run the snapshotter in the foreground, in another terminal
+start-nix-snapshotter: sandbox build ## Run the snapshotter in the foreground, in another terminal
 	@dev/sandbox join dev/inside/start nix-snapshotter
 
-load-hello load-redis: load-%: build ## Load an image into that containerd
+load-hello load-redis: load-%: sandbox build ## Load an image into that containerd
 	@dev/image load $*
 
-run-hello run-redis: run-%: build ## Run a container there, or with daemons of its own when those do not run
+run-hello run-redis: run-%: sandbox build ## Run a container there, or with daemons of its own when those do not run
 	@dev/image run $*
 
 nsenter: ## Run ARGS where those daemons run, or a shell

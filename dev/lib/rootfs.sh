@@ -42,6 +42,8 @@ sandbox_prepare() {
     need_root dev/sandbox
     host_needs flock=util-linux unshare=util-linux nsenter=util-linux setpriv=util-linux mount=mount
     sandbox_place
+    # A made root has its own.
+    [[ -n $tree ]] || host_needs ip=iproute2
     mkdir -p "$state"
     exec {sandbox_lock}<>"$state/lock"
     flock --shared "$sandbox_lock"
