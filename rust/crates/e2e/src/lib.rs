@@ -1,6 +1,6 @@
 //! Tests against real containerd, runc and Nix; run by `make test` inside the sandbox.
 //!
-//! The tests are in `tests/`, one subject a file, and the measurements in
+//! The tests are in `tests/suite/`, one subject a file, and the measurements in
 //! `src/bin/bench.rs`. This library is what they stand on:
 //!
 //! * [`host`]: what the machine offers, a test's own directory, and the frame of every test.

@@ -1,0 +1,9 @@
+//! All tests as one program, one subject a file: linking is what takes long.
+
+mod bad_input;
+mod garbage;
+mod lifecycle;
+mod load;
+mod restart;
+mod run;
+mod service;
