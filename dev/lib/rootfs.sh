@@ -138,7 +138,8 @@ sandbox_make_tree() {
 
 # Its own namespaces: whatever mmdebstrap mounts and starts ends with it.
 sandbox_bootstrap() {
-    local IFS=,
+    # As PID 1 it takes no SIGTERM.
+    local IFS=, supervise_grace=0
     # A mirror may lag behind the day on which a testing suite's Release file expires.
     supervise child unshare --mount --pid --fork --kill-child --mount-proc mmdebstrap \
         --quiet --variant=essential --include="${sandbox_packages[*]}" \

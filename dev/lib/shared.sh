@@ -53,7 +53,8 @@ shared_join() {
 shared_hold() {
     local users pid command
     exec {holder}<>"$instance/holder"
-    flock --nonblock "$holder" || die "the shared instance is up already."
+    # One that only looks whether it is locked has it for a moment.
+    flock --timeout 5 "$holder" || die "the shared instance is up already."
     echo "$$" >"$instance/holder"
     trap 'shared_end' EXIT
     trap 'exit 0' TERM INT HUP

@@ -49,7 +49,7 @@ supervise_stop() {
     if [[ -z $told ]]; then
         ! supervise_tell TERM "$whom" "$runner" || told=$SECONDS
     elif ((SECONDS - told > supervise_grace)); then
-        note "still running $supervise_grace s after it was told to end, and killed"
+        note "killed: still running after it was told to end"
         told=$SECONDS
         supervise_tell KILL "$whom" "$runner" || true
     fi
