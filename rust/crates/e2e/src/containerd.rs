@@ -54,7 +54,7 @@ impl Containerd {
     /// It cannot be started, or does not listen within 30 seconds.
     pub fn start(host: &Host, daemon: &daemon::Config) -> Result<Self> {
         let containerd = Self {
-            dir: host.dir().join("containerd"),
+            dir: host.dir().join(unique("containerd")),
             nix2container: host.nix2container().to_owned(),
             namespace: "e2e".to_owned(),
             process: Mutex::default(),
@@ -65,6 +65,9 @@ impl Containerd {
             containerd.config(daemon.address()),
         )?;
         containerd.spawn()?;
+        // containerd's collector, which runs soon after the start, closes the streams of
+        // a namespace that has nothing in it yet (`plugins/streaming`).
+        succeed(&mut containerd.ctr(&["namespaces", "create", &containerd.namespace]))?;
         Ok(containerd)
     }
 
