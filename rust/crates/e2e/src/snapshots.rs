@@ -1,8 +1,11 @@
 //! A client of the Snapshots service: of the daemon's own socket, or through containerd's.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use containerd_client::services::v1::snapshots::{
     CleanupRequest, CommitSnapshotRequest, ListSnapshotsRequest, MountsRequest,
     PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest,
@@ -272,6 +275,19 @@ impl Snapshots {
         runtime::wait(self.client.clone().cleanup(request))?;
         Ok(())
     }
+}
+
+/// The directory that the root of a snapshot shows or writes to.
+///
+/// # Errors
+/// There are no mounts.
+pub fn upper(mounts: &[Mount]) -> Result<PathBuf> {
+    let root = mounts.first().context("no mounts")?;
+    let upper = root
+        .options
+        .iter()
+        .find_map(|option| option.strip_prefix("upperdir="));
+    Ok(PathBuf::from(upper.unwrap_or(&root.source)))
 }
 
 fn owned(labels: Labels) -> HashMap<String, String> {

@@ -1,6 +1,7 @@
 //! All tests as one program, one subject a file: linking is what takes long.
 
 mod bad_input;
+mod closures;
 mod garbage;
 mod lifecycle;
 mod load;

@@ -5,18 +5,16 @@ use std::{
     collections::BTreeSet,
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    path::Path,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
     daemon::{Config, Daemon},
     host::{Host, test},
-    image::{NIX_CLOSURE, NIX_STORE_PATH, SNAPSHOT_REF},
-    process::{SETTLE, poll, when},
-    snapshots::{Info, Kind, Mount, Snapshots, refused},
-    store::Store,
+    image::SNAPSHOT_REF,
+    snapshots::{Info, Kind, Mount, Snapshots, refused, upper},
 };
 use tonic::Code;
 
@@ -24,16 +22,6 @@ fn start(host: &Host) -> Result<(Daemon, Snapshots)> {
     let daemon = Daemon::start(&Config::new(host, "daemon"))?;
     let snapshots = daemon.snapshots()?;
     Ok((daemon, snapshots))
-}
-
-/// The directory that a mount shows or writes to.
-fn upper(mounts: &[Mount]) -> Result<PathBuf> {
-    let root = mounts.first().context("no mounts")?;
-    let upper = root
-        .options
-        .iter()
-        .find_map(|option| option.strip_prefix("upperdir="));
-    Ok(PathBuf::from(upper.unwrap_or(&root.source)))
 }
 
 fn option<'a>(mount: &'a Mount, name: &str) -> Option<&'a str> {
@@ -448,156 +436,6 @@ fn everything_survives_being_killed() {
         ensure!(snapshots.list(&[])? == rows);
         ensure!(snapshots.mounts("active")? == mounts);
         ensure!(daemon.config().kept()?.snapshots == kept.snapshots);
-        Ok(())
-    });
-}
-
-#[test]
-fn a_container_gets_the_closures_of_all_its_parents_once() {
-    test(|host| {
-        let (daemon, snapshots) = start(host)?;
-        let store = Store::new(host)?;
-        let dir = store.build("dir", "$busybox mkdir $out", &[])?;
-        let file = store.build("file", "echo content > $out", &[])?;
-        let script = format!("$busybox mkdir $out; echo {dir} > $out/reference");
-        let other = store.build("other", &script, &[&dir])?;
-        let info = store.closure_info(&[&other])?;
-
-        let path = |n: u32| format!("{NIX_STORE_PATH}{n}");
-        let (first, second) = (path(0), path(1));
-        snapshots.layer(
-            "per path",
-            "",
-            &[(&first, dir.path()), (&second, file.path())],
-        )?;
-        snapshots.layer("plain", "per path", &[])?;
-        snapshots.layer("closure", "plain", &[(NIX_CLOSURE, info.path())])?;
-
-        let mut expected = [dir.path(), file.path(), other.path()];
-        expected.sort_unstable();
-        for (what, mounts) in [
-            ("container", snapshots.prepare("container", "closure", &[])?),
-            ("container again", snapshots.mounts("container")?),
-            ("view", snapshots.view("view", "closure", &[])?),
-        ] {
-            let (root, objects) = mounts.split_first().context("no mounts")?;
-            ensure!(
-                root.r#type == "overlay" && root.target.is_empty(),
-                "{what}: {root:?}"
-            );
-            let targets: Vec<_> = objects.iter().map(|mount| &*mount.target).collect();
-            ensure!(targets == expected, "{what}: {targets:?}");
-            for mount in objects {
-                ensure!(
-                    mount.r#type == "bind" && mount.source == mount.target,
-                    "{mount:?}"
-                );
-                ensure!(
-                    mount.options.iter().any(|option| option == "ro"),
-                    "{mount:?}"
-                );
-            }
-        }
-        // The lower layers alone.
-        ensure!(snapshots.prepare("lower", "plain", &[])?.len() == 3);
-        ensure!(daemon.config().kept()?.gc_roots.len() == 2);
-        Ok(())
-    });
-}
-
-#[test]
-fn what_is_extracted_into_is_the_plain_writable_mount() {
-    test(|host| {
-        let (_daemon, snapshots) = start(host)?;
-        let store = Store::new(host)?;
-        let dir = store.build("dir", "$busybox mkdir $out", &[])?;
-        let label = format!("{NIX_STORE_PATH}0");
-        let nix = [(&*label, dir.path())];
-        let chain_id = format!("sha256:{}", "b".repeat(64));
-        let marked = [(&*label, dir.path()), (SNAPSHOT_REF, &*chain_id)];
-        snapshots.layer("nix layer", "", &nix)?;
-
-        // By the label that the unpacker sends, or by the key of a client that sends none.
-        let unlabelled = format!("default/7/extract-12345-abc= {chain_id}");
-        for (key, parent, labels) in [
-            ("default/5/extract", "", &marked[..]),
-            ("default/6/extract", "nix layer", &marked),
-            (&unlabelled, "nix layer", &[]),
-        ] {
-            for mounts in [
-                snapshots.prepare(key, parent, labels)?,
-                snapshots.mounts(key)?,
-            ] {
-                ensure!(
-                    mounts.len() == 1 && mounts[0].target.is_empty(),
-                    "{key}: {mounts:?}"
-                );
-                let options = &mounts[0].options;
-                ensure!(
-                    !options.iter().any(|option| option == "ro"),
-                    "{key}: {mounts:?}"
-                );
-                ensure!(upper(&mounts)?.is_dir());
-            }
-        }
-        ensure!(
-            snapshots
-                .prepare("default/8/container", "nix layer", &[])?
-                .len()
-                == 2
-        );
-        Ok(())
-    });
-}
-
-#[test]
-fn roots_go_with_their_snapshot() {
-    test(|host| {
-        let (daemon, snapshots) = start(host)?;
-        let store = Store::new(host)?;
-        let dir = store.build("dir", "$busybox mkdir $out", &[])?;
-        let label = format!("{NIX_STORE_PATH}0");
-        let empty = daemon.config().kept()?;
-        snapshots.prepare("extract", "", &[(&*label, dir.path())])?;
-        ensure!(daemon.config().kept()?.gc_roots.len() == 1);
-        snapshots.commit("layer", "extract", &[])?;
-        ensure!(
-            daemon.config().kept()?.gc_roots.len() == 1,
-            "a commit must not drop the roots"
-        );
-        snapshots.remove("layer")?;
-        snapshots.cleanup()?;
-        daemon.keeps_only(&empty)
-    });
-}
-
-#[test]
-fn calls_do_not_wait_for_a_realisation() {
-    test(|host| {
-        let go = host.dir().join("go");
-        let config = Config::new(host, "daemon").builder(&format!(
-            "until [ -e {} ]; do sleep 0.02; done; exec nix-store --realise \"$2\" --add-root \"$1\"",
-            go.display()
-        ))?;
-        let daemon = Daemon::start(&config)?;
-        let snapshots = daemon.snapshots()?;
-        let dir = Store::new(host)?.build("dir", "$busybox mkdir $out", &[])?;
-        let label = format!("{NIX_STORE_PATH}0");
-        let slow = snapshots.begin_prepare("slow", "", &[(&*label, dir.path())]);
-        poll("the builder", SETTLE, || {
-            Ok(when(!daemon.config().kept()?.gc_roots.is_empty()))
-        })?;
-
-        let before = SystemTime::now();
-        snapshots.layer("base", "", &[])?;
-        snapshots.prepare("active", "base", &[])?;
-        snapshots.remove("active")?;
-        snapshots.cleanup()?;
-        refused(snapshots.stat("slow"), Code::NotFound, &["slow"])?;
-        ensure!(before.elapsed()? < Duration::from_secs(5));
-
-        fs::write(&go, "")?;
-        ensure!(slow.answer()?.len() == 2);
         Ok(())
     });
 }
