@@ -8,6 +8,9 @@ use std::{
 
 use nix_store::StoreDir;
 use serde::Deserialize;
+use snapshots::Snapshotter;
+
+use crate::nix_snapshotter::GC_ROOTS;
 
 /// Read when no other file is named, and not missed when it does not exist.
 pub(crate) const DEFAULT_FILE: &str = "/etc/nix-snapshotter/config.toml";
@@ -98,6 +101,9 @@ pub(crate) enum Error {
     /// A value cannot work.
     #[error("`{key}` {reason}")]
     Value { key: &'static str, reason: String },
+    /// Snapshots cannot be kept like this.
+    #[error(transparent)]
+    Snapshots(#[from] snapshots::Error),
 }
 
 impl Config {
@@ -160,32 +166,7 @@ impl Config {
                 format!("has {address_len} bytes; the path of a socket may have 100"),
             );
         }
-        // They separate the lower directories and the options of an overlay mount.
-        if let Some(bad) = self
-            .root
-            .to_string_lossy()
-            .chars()
-            .find(|c| ":,\\".contains(*c))
-        {
-            return refuse(
-                "root",
-                format!(
-                    "is {:?}: `{bad}` has a meaning in the options of overlay mounts; choose another directory",
-                    self.root
-                ),
-            );
-        }
-        if let Some(option) = self.mount_options.iter().find(|option| {
-            let key = option.split('=').next().unwrap_or_default();
-            option.contains(',') || matches!(key, "" | "lowerdir" | "upperdir" | "workdir")
-        }) {
-            return refuse(
-                "mount_options",
-                format!(
-                    "has {option:?}: give one option of overlayfs an entry, and no directories"
-                ),
-            );
-        }
+        Snapshotter::check(&self.root, &self.snapshot_options())?;
         self.store_dir().map(|_| ())
     }
 
@@ -195,6 +176,16 @@ impl Config {
             key: "store_dir",
             reason: format!("is unusable: {error}"),
         })
+    }
+
+    /// How snapshots are kept and mounted.
+    pub(crate) fn snapshot_options(&self) -> snapshots::Options {
+        snapshots::Options {
+            sync_remove: self.sync_remove,
+            upperdir_label: self.upperdir_label,
+            mount_options: self.mount_options.clone(),
+            attachments: GC_ROOTS,
+        }
     }
 
     /// How long a call of Nix may take, or `None` for ever.
@@ -290,13 +281,13 @@ mod tests {
         for (text, expected) in [
             ("address = 'unix:///run/a.sock'", "`address`"),
             ("root = 'var/lib'", "`root`"),
-            ("root = '/a:b'", "`root`"),
+            ("root = '/a:b'", "the root directory"),
             ("store_dir = 'nix/store'", "`store_dir`"),
             ("external_builder = 'builder'", "`external_builder`"),
-            ("mount_options = ['upperdir=/etc']", "`mount_options`"),
+            ("mount_options = ['upperdir=/etc']", "mount_options"),
             (
                 "mount_options = ['volatile,lowerdir=/etc']",
-                "`mount_options`",
+                "mount_options",
             ),
             (
                 "[image_service]\ncontainerd_address = 'a'",

@@ -19,14 +19,22 @@ mod server;
 mod socket;
 mod store_view;
 
-use std::{io, process::ExitCode, time::Duration};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Parser;
 use rustix::fs::Mode;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt::format::FmtSpan,
+    prelude::*,
+};
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, LogLevel},
     config::Config,
 };
 
@@ -54,11 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::from(cli.log_level))
-        .with_writer(io::stderr)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-        .init();
+    log_to_stderr(cli.log_level);
     let config = Config::load(cli.config.as_deref(), cli.overrides())?;
     // Directories in layers are for every user of a container, whatever ours may see.
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
@@ -69,4 +73,22 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let served = runtime.block_on(server::serve(&config));
     runtime.shutdown_timeout(LAST_WORK);
     served
+}
+
+/// Logs what the project's own crates say at `level`, and of the libraries below them only warnings.
+fn log_to_stderr(level: LogLevel) {
+    let ours = ["nix_snapshotter", "nix_store", "snapshots"];
+    let filter = Targets::new()
+        .with_default(LevelFilter::from(level).min(LevelFilter::WARN))
+        .with_targets(ours.map(|target| (target, level)));
+    tracing_subscriber::registry()
+        .with(
+            tracing_subscriber::fmt::layer()
+                .with_writer(io::stderr)
+                .with_ansi(io::stderr().is_terminal())
+                // At level debug, the end of each call with the time that it took.
+                .with_span_events(FmtSpan::CLOSE),
+        )
+        .with(filter)
+        .init();
 }

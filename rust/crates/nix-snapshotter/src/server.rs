@@ -14,14 +14,9 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::{info, warn};
+use tracing::{debug_span, info, warn};
 
-use crate::{
-    config::Config,
-    grpc::MAX_MESSAGE,
-    nix_snapshotter::{GC_ROOTS, NixSnapshotter},
-    socket::Socket,
-};
+use crate::{config::Config, grpc::MAX_MESSAGE, nix_snapshotter::NixSnapshotter, socket::Address};
 
 /// Serves until SIGTERM or SIGINT, and then until requests in flight have ended or
 /// `shutdown_timeout` has passed.
@@ -31,12 +26,16 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     // Asked for first: a signal that comes early is not missed.
     let stop = stop_signal()?;
+    // The address before the root, so that a refusal leaves no root behind; but nobody can
+    // connect before there is something to serve.
+    let address = Address::claim(&config.address, config.socket_group.as_deref())?;
     let service = open(config)?;
-    let socket = Socket::bind(&config.address, config.socket_group.as_deref())?;
+    let socket = address.listen()?;
     let listener = UnixListener::from_std(socket.listener()?)?;
 
     let (stopping, stopped) = oneshot::channel();
     let serving = Server::builder()
+        .trace_fn(|request| debug_span!("call", method = request.uri().path()))
         .add_service(
             SnapshotsServer::new(service)
                 .max_decoding_message_size(MAX_MESSAGE)
@@ -70,15 +69,13 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
 /// Opens what is kept on disk; from here on, no other daemon can have this root.
 fn open(config: &Config) -> anyhow::Result<NixSnapshotter> {
     let store_dir = config.store_dir()?;
-    let snapshots = Snapshotter::open(
-        &config.root,
-        &snapshots::Options {
-            sync_remove: config.sync_remove,
-            upperdir_label: config.upperdir_label,
-            mount_options: config.mount_options.clone(),
-            attachments: GC_ROOTS,
-        },
-    )?;
+    let snapshots =
+        Snapshotter::open(&config.root, &config.snapshot_options()).with_context(|| {
+            format!(
+                "cannot use {} as the root directory (--root names another)",
+                config.root.display()
+            )
+        })?;
     let realiser = Realiser::new(RealiserOptions {
         store_dir: store_dir.clone(),
         external_builder: config.external_builder.clone(),

@@ -34,88 +34,103 @@ pub(crate) enum Error {
     },
 }
 
-/// A listening socket, which is deleted when this is dropped.
+/// An address that is nobody else's from now on, and where nobody listens yet.
 #[derive(Debug)]
-pub(crate) struct Socket {
-    listener: UnixListener,
-    address: PathBuf,
-    inode: u64,
-    /// Held as long as the socket: of two daemons that start at once, one gets it.
+pub(crate) struct Address {
+    path: PathBuf,
+    gid: Option<u32>,
+    /// Of two daemons that start at once, one gets it.
     _lock: File,
 }
 
-impl Socket {
-    /// Listens on `address`, for its owner (mode 0600), and with a group for its members too (0660).
-    pub(crate) fn bind(address: &Path, group: Option<&str>) -> Result<Self, Error> {
-        let fail = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io {
-                operation,
-                path,
-                source,
-            }
-        };
+impl Address {
+    /// Takes `path` for a socket of its owner (mode 0600), and with a group of its members too (0660).
+    pub(crate) fn claim(path: &Path, group: Option<&str>) -> Result<Self, Error> {
         let gid = group.map(group_id).transpose()?;
-        if let Some(parent) = address.parent() {
+        if let Some(parent) = path.parent() {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
                 .create(parent)
-                .map_err(fail("create directory", parent))?;
+                .map_err(io_error("create directory", parent))?;
         }
-        let lock = lock(address)?;
-        make_way(address)?;
+        let lock = lock(path)?;
+        make_way(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            gid,
+            _lock: lock,
+        })
+    }
 
-        // Bound under another name first: the socket appears with its final mode and
-        // owner, and only once it listens.
-        let unready = address.with_added_extension("new");
+    /// Listens. The socket is bound under another name first, so that it appears with its final
+    /// mode and owner, and only once it listens.
+    pub(crate) fn listen(self) -> Result<Socket, Error> {
+        let unready = self.path.with_added_extension("new");
         match fs::remove_file(&unready) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(fail("replace", &unready)(error));
+                return Err(io_error("replace", &unready)(error));
             }
             _ => {}
         }
-        let listener = UnixListener::bind(&unready).map_err(fail("listen on", &unready))?;
+        let listener = UnixListener::bind(&unready).map_err(io_error("listen on", &unready))?;
         let publish = || {
-            let mode = if gid.is_some() { 0o660 } else { 0o600 };
+            let mode = if self.gid.is_some() { 0o660 } else { 0o600 };
             fs::set_permissions(&unready, Permissions::from_mode(mode))?;
-            if gid.is_some() {
-                chown(&unready, None, gid)?;
+            if self.gid.is_some() {
+                chown(&unready, None, self.gid)?;
             }
             listener.set_nonblocking(true)?;
             let inode = fs::symlink_metadata(&unready)?.ino();
-            fs::rename(&unready, address)?;
+            fs::rename(&unready, &self.path)?;
             Ok(inode)
         };
         let inode = publish().map_err(|source| {
             // The error that counts is the one at hand.
             let _ = fs::remove_file(&unready);
-            fail("set up", address)(source)
+            io_error("set up", &self.path)(source)
         })?;
-        Ok(Self {
+        Ok(Socket {
             listener,
-            address: address.to_owned(),
             inode,
-            _lock: lock,
+            address: self,
         })
     }
+}
 
+/// A listening socket, which is deleted when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    listener: UnixListener,
+    inode: u64,
+    address: Address,
+}
+
+impl Socket {
     /// A handle on the listening socket, set to non-blocking.
     pub(crate) fn listener(&self) -> Result<UnixListener, Error> {
-        self.listener.try_clone().map_err(|source| Error::Io {
-            operation: "duplicate",
-            path: self.address.clone(),
-            source,
-        })
+        self.listener
+            .try_clone()
+            .map_err(io_error("duplicate", &self.address.path))
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         // Only our own: an administrator may have put another in its place.
-        if fs::symlink_metadata(&self.address).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.address);
+        if fs::symlink_metadata(&self.address.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.address.path);
         }
+    }
+}
+
+/// Adapter for `map_err` that names what was done to which path.
+fn io_error(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        operation,
+        path: path.clone(),
+        source,
     }
 }
 
@@ -138,18 +153,14 @@ fn group_id(group: &str) -> Result<u32, Error> {
 /// while another daemon waits on it.
 fn lock(address: &Path) -> Result<File, Error> {
     let path = address.with_added_extension("lock");
-    let io = |source| Error::Io {
-        operation: "lock",
-        path: path.clone(),
-        source,
-    };
+    let io = io_error("lock", &path);
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(&path)
-        .map_err(io)?;
+        .map_err(&io)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::InUse {
@@ -161,17 +172,11 @@ fn lock(address: &Path) -> Result<File, Error> {
 
 /// Makes sure that at most a dead socket is at `address`.
 fn make_way(address: &Path) -> Result<(), Error> {
-    let io = |operation| {
-        move |source| Error::Io {
-            operation,
-            path: address.to_owned(),
-            source,
-        }
-    };
     match fs::symlink_metadata(address) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         found => {
-            if !found.map_err(io("look at"))?.file_type().is_socket() {
+            let found = found.map_err(io_error("look at", address))?;
+            if !found.file_type().is_socket() {
                 return Err(Error::NotASocket {
                     address: address.to_owned(),
                 });
@@ -198,6 +203,10 @@ fn make_way(address: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
+    fn bind(path: &Path, group: Option<&str>) -> Result<Socket, Error> {
+        Address::claim(path, group)?.listen()
+    }
+
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o777
     }
@@ -206,7 +215,7 @@ mod tests {
     fn the_socket_is_the_owners_and_goes_with_the_daemon() {
         let dir = tempfile::tempdir().unwrap();
         let address = dir.path().join("sub/a.sock");
-        let socket = Socket::bind(&address, None).unwrap();
+        let socket = bind(&address, None).unwrap();
         assert_eq!(mode(&address), 0o600);
         UnixStream::connect(&address).unwrap();
         drop(socket);
@@ -214,14 +223,26 @@ mod tests {
     }
 
     #[test]
+    fn a_claimed_address_is_nobody_elses_and_nobody_can_connect_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let address = Address::claim(&path, None).unwrap();
+        assert!(!path.exists());
+        let error = bind(&path, None).unwrap_err();
+        assert!(matches!(error, Error::InUse { .. }), "{error}");
+        let _socket = address.listen().unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
     fn a_group_may_use_it_when_told_so() {
         let dir = tempfile::tempdir().unwrap();
         let address = dir.path().join("a.sock");
         let gid = fs::metadata(dir.path()).unwrap().gid();
-        let _socket = Socket::bind(&address, Some(&gid.to_string())).unwrap();
+        let _socket = bind(&address, Some(&gid.to_string())).unwrap();
         assert_eq!(mode(&address), 0o660);
         let other = dir.path().join("b.sock");
-        let error = Socket::bind(&other, Some("no-such-group-here")).unwrap_err();
+        let error = bind(&other, Some("no-such-group-here")).unwrap_err();
         assert!(error.to_string().contains("no-such-group-here"), "{error}");
         assert!(!other.exists());
     }
@@ -230,14 +251,14 @@ mod tests {
     fn a_live_socket_is_never_taken() {
         let dir = tempfile::tempdir().unwrap();
         let address = dir.path().join("a.sock");
-        let socket = Socket::bind(&address, None).unwrap();
-        let error = Socket::bind(&address, None).unwrap_err();
+        let socket = bind(&address, None).unwrap();
+        let error = bind(&address, None).unwrap_err();
         assert!(matches!(error, Error::InUse { .. }), "{error}");
         drop(socket);
 
         // Of a program that knows nothing of our lock.
         let _foreign = UnixListener::bind(&address).unwrap();
-        let error = Socket::bind(&address, None).unwrap_err();
+        let error = bind(&address, None).unwrap_err();
         assert!(matches!(error, Error::InUse { .. }), "{error}");
         UnixStream::connect(&address).unwrap();
     }
@@ -248,10 +269,10 @@ mod tests {
         let address = dir.path().join("a.sock");
         drop(UnixListener::bind(&address).unwrap());
         assert!(address.exists());
-        drop(Socket::bind(&address, None).unwrap());
+        drop(bind(&address, None).unwrap());
 
         fs::write(&address, "precious").unwrap();
-        let error = Socket::bind(&address, None).unwrap_err();
+        let error = bind(&address, None).unwrap_err();
         assert!(matches!(error, Error::NotASocket { .. }), "{error}");
         assert_eq!(fs::read_to_string(&address).unwrap(), "precious");
     }

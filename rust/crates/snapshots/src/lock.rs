@@ -1,7 +1,7 @@
 //! The lock that keeps a root directory to one process.
 
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -9,6 +9,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+
+const FILE: &str = "lock";
 
 /// Holds `<root>/lock` until it is dropped. The kernel lets go of it when the process dies, so it
 /// is never stale; the file stays, since deleting it would let two processes lock two files of one
@@ -19,7 +21,7 @@ pub(crate) struct RootLock {
 
 impl RootLock {
     pub(crate) fn acquire(root: &Path) -> Result<Self> {
-        let path = root.join("lock");
+        let path = root.join(FILE);
         let file = File::options()
             .read(true)
             .write(true)
@@ -47,5 +49,10 @@ impl RootLock {
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         note.map_err(Error::io("write", path))?;
         Ok(Self { _file: file })
+    }
+
+    /// Deletes the file from a root that has never been used.
+    pub(crate) fn delete(root: &Path) -> io::Result<()> {
+        fs::remove_file(root.join(FILE))
     }
 }

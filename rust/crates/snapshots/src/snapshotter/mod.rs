@@ -59,8 +59,9 @@ impl Snapshotter {
     ///
     /// # Errors
     ///
-    /// As [`Snapshotter::check`], and when the store is damaged, missing, of another program or of
-    /// a newer version.
+    /// As [`Snapshotter::check`]; when the root cannot be made or written or is in use, when its
+    /// file system does not tell file types, when the kernel lacks overlayfs or `openat2`; and when
+    /// the store is damaged, missing, of another program or of a newer version.
     pub fn open(root: &Path, options: &Options) -> Result<Self> {
         let (root, lock, host) = prepare(root, options)?;
         let layout = Layout::open(&root, lock, options.attachments)?;
@@ -83,16 +84,14 @@ impl Snapshotter {
         })
     }
 
-    /// Tests whether `root` could be opened, without opening the store. Makes `root` if it is
-    /// missing.
+    /// Tests what can be said of a root and its options without looking at the disk.
     ///
     /// # Errors
     ///
-    /// When an option is not valid, when the root cannot be made or written, cannot be named in
-    /// mount options or is in use, when its file system does not tell file types, or when the
-    /// kernel lacks overlayfs or `openat2`.
+    /// When an option is not valid, or the path cannot be named in mount options.
     pub fn check(root: &Path, options: &Options) -> Result<()> {
-        prepare(root, options).map(drop)
+        check_root(root)?;
+        check_options(options)
     }
 
     /// An id for a snapshot that is going to be made.
@@ -337,26 +336,45 @@ fn some_name(parent: Option<&str>) -> Option<&str> {
     parent.filter(|parent| !parent.is_empty())
 }
 
-/// Makes and locks the root, and finds out what it can do.
+/// Makes and locks the root, and finds out what it can do. A root that is made for nothing goes
+/// again.
 fn prepare(root: &Path, options: &Options) -> Result<(PathBuf, RootLock, Host)> {
-    check_options(options)?;
+    Snapshotter::check(root, options)?;
     let root = absolute(root).map_err(Error::io("resolve", root))?;
-    let refuse = |reason| Error::Root {
-        root: root.clone(),
-        reason,
+    let is_new = !root.exists();
+    let attempt = || {
+        make_private_dir(&root)?;
+        let lock = RootLock::acquire(&root)?;
+        let host = Host::probe(&root)?;
+        Ok((lock, host))
     };
-    let name = root
-        .to_str()
-        .ok_or_else(|| refuse("its path is not UTF-8, as containerd's API wants it"))?;
-    if name.contains([':', ',', '\\']) {
-        return Err(refuse(
-            "its path has one of the characters : , \\ which separate the options of a mount",
-        ));
+    match attempt() {
+        Ok((lock, host)) => Ok((root, lock, host)),
+        Err(error) => {
+            // Nobody who locks it in between is harmed: a directory with a lock in it stays.
+            if is_new && !matches!(error, Error::RootLocked { .. }) {
+                let _ = RootLock::delete(&root).and_then(|()| std::fs::remove_dir(&root));
+            }
+            Err(error)
+        }
     }
-    make_private_dir(&root)?;
-    let lock = RootLock::acquire(&root)?;
-    let host = Host::probe(&root)?;
-    Ok((root, lock, host))
+}
+
+/// Whether overlayfs can be told of directories below this path, and containerd be told the path.
+fn check_root(root: &Path) -> Result<()> {
+    let refuse = |reason| {
+        Err(Error::Root {
+            root: root.to_owned(),
+            reason,
+        })
+    };
+    match root.to_str() {
+        None => refuse("its path is not UTF-8, as containerd's API wants it"),
+        Some(name) if name.contains([':', ',', '\\']) => refuse(
+            "its path has one of the characters : , \\ which separate the options of a mount",
+        ),
+        Some(_) => Ok(()),
+    }
 }
 
 fn check_options(options: &Options) -> Result<()> {

@@ -92,7 +92,7 @@ fn open(file: File, path: &Path) -> Result<Database> {
     builder.set_cache_size(CACHE_BYTES);
     builder.set_check_integrity_on_open(true);
     builder.set_repair_callback(move |_| {
-        tracing::info!(path = %shown.display(), "verifying the store");
+        tracing::debug!(path = %shown.display(), "verifying the store");
     });
     let db = FileBackend::new(file).and_then(|backend| builder.create_with_backend(backend));
     db.map_err(failed("open the database", path))
