@@ -15,6 +15,7 @@ sandbox_packages=(
     containerd
     containernetworking-plugins
     docker-registry
+    e2fsprogs
     hello
     iproute2
     iptables
