@@ -19,15 +19,14 @@ count_add() {
     count_passed=$((count_passed + $1)) count_failed=$((count_failed + $2)) count_skipped=$((count_skipped + $3))
 }
 
-# count_line LOG: adds the counts that another script printed as its last line.
+# count_line LOG STATUS: adds the counts that another script printed, and a failure when it ended with STATUS without
+# having counted one.
 count_line() {
-    local line
-    line=$(tail -n 1 "$1")
-    if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
-        count_add "${BASH_REMATCH[@]:1}"
-    else
-        count_add 0 1 0
-    fi
+    local passed failed skipped
+    read -r passed failed skipped < <(sed -nE \
+        's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$1" | tail -n 1) || passed=0 failed=1 skipped=0
+    ((failed > 0 || $2 == 0)) || failed=1
+    count_add "$passed" "$failed" "$skipped"
 }
 
 count_print() {
