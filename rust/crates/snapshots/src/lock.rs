@@ -16,7 +16,7 @@ const FILE: &str = "lock";
 /// is never stale; the file stays, since deleting it would let two processes lock two files of one
 /// name.
 pub(crate) struct RootLock {
-    _file: File,
+    file: File,
 }
 
 impl RootLock {
@@ -48,11 +48,19 @@ impl RootLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         note.map_err(Error::io("write", path))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// Deletes the file from a root that has never been used.
     pub(crate) fn delete(root: &Path) -> io::Result<()> {
         fs::remove_file(root.join(FILE))
+    }
+}
+
+impl Drop for RootLock {
+    /// Closing would not be enough: a child process that has not come to its exec yet has the file
+    /// open, too.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
