@@ -12,7 +12,7 @@ supervise_grace=15
 # A runner waits for COMMAND in the foreground and reports its status through a pipe: the `wait` of bash 5.2 loses the
 # status of a job that ends while a trap is run.
 supervise() {
-    local whom=$1 shell=$BASHPID status='' interrupted='' wanted='' told='' runner results
+    local whom=$1 shell=$BASHPID status='' part='' interrupted='' wanted='' told='' runner results
     shift
     exec {results}<> <(:)
     # A background job of a script ignores SIGINT and SIGQUIT: the command shall not. The parent's death ends each.
@@ -28,20 +28,25 @@ supervise() {
     # No more than a note: what a trap runs while `read` waits may undo its time limit.
     trap 'wanted=1' TERM HUP
     trap 'interrupted=1' INT
-    until read -r -t 0.25 -u "$results" status; do
+    until read -r -t 0.25 -u "$results" part; do
+        # A time limit may fall between two characters: `read` has taken the first.
+        status+=$part
         if [[ -n $interrupted ]]; then
             interrupted=
             [[ $whom == self ]] || supervise_at_terminal || wanted=1
         fi
+        [[ -z $wanted ]] || supervise_stop
         if ! kill -0 "$runner" 2>/dev/null; then
-            read -r -t 0.1 -u "$results" status || status=137
+            # It may have reported after the time limit and before it ended.
+            read -r -t 0.1 -u "$results" part || true
             break
         fi
-        [[ -z $wanted ]] || supervise_stop
     done
+    status+=$part
     trap - TERM HUP INT
     exec {results}>&-
-    return "$status"
+    # Without a report the runner was killed.
+    return "${status:-137}"
 }
 
 # Tells the command to end, or kills it when it has had its time.
