@@ -30,6 +30,10 @@ shared_join() {
     flock --shared "$users"
     exec {start}<>"$instance/start"
     flock "$start"
+    # One that has ended lets go of its users first: the last of its processes may be there a moment longer.
+    while shared_is_alive && [[ ! -e $instance/pid ]]; do
+        sleep 0.05
+    done
     if ! shared_is_alive; then
         rm -f "$instance/pid" "$instance/ready"
         # In a session of its own: what ends this terminal is not to end the instance.
