@@ -44,7 +44,10 @@ exec_snapshotter() {
         --root /var/lib/containerd/io.containerd.snapshotter.v1.nix
 }
 
-# Whether both serve: this goes through containerd to the snapshotter.
+# Whether both serve. The snapshotter is asked on its own socket: containerd would answer out of its own database.
 daemons_serve() {
-    ctr --address "$containerd_socket" --connect-timeout 2s snapshots --snapshotter nix list >/dev/null 2>&1
+    local socket
+    for socket in "$snapshotter_socket" "$containerd_socket"; do
+        ctr --address "$socket" --connect-timeout 2s snapshots --snapshotter nix list >/dev/null 2>&1 || return 1
+    done
 }
