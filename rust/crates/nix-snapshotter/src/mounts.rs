@@ -1,7 +1,5 @@
 //! Which mounts a container gets: its overlay, then the store objects on top of it.
 
-use std::path::PathBuf;
-
 use nix_store::StorePath;
 use snapshots::Mount;
 
@@ -21,7 +19,7 @@ pub(crate) enum ObjectKind {
     LinkInLayer,
     /// A symbolic link for which the layer has a file or a directory, as the Go
     /// project builds it. mount(2) follows the link, so what it leads to is bound.
-    LinkTo(PathBuf),
+    LinkTo(String),
 }
 
 /// Appends a read-only bind mount for each store object to the mounts of the root.
@@ -34,7 +32,7 @@ pub(crate) fn with_store_objects(mut root: Vec<Mount>, objects: &[StoreObject]) 
     root.extend(objects.iter().filter_map(|object| {
         let source = match &object.kind {
             ObjectKind::FileOrDirectory => object.path.as_str().to_owned(),
-            ObjectKind::LinkTo(target) => target.to_str()?.to_owned(),
+            ObjectKind::LinkTo(target) => target.clone(),
             ObjectKind::LinkInLayer => return None,
         };
         Some(Mount {

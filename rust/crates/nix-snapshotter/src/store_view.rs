@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix_store::{Closure, StoreDir, StorePath};
+use tracing::warn;
 
 use crate::{
     error::Error,
@@ -38,14 +39,15 @@ pub(crate) fn store_object(
         return found(ObjectKind::LinkInLayer);
     }
     // Out of the store, a link could name any file of the host.
-    match fs::canonicalize(path.as_path()) {
-        Ok(target)
-            if target.starts_with(store_dir.as_str())
-                && target != Path::new(store_dir.as_str()) =>
-        {
-            found(ObjectKind::LinkTo(target))
+    let target = fs::canonicalize(path.as_path()).ok().filter(|target| {
+        target.starts_with(store_dir.as_str()) && target != Path::new(store_dir.as_str())
+    });
+    match target.as_deref().and_then(Path::to_str) {
+        Some(target) => found(ObjectKind::LinkTo(target.to_owned())),
+        None => {
+            warn!(%path, "nothing is mounted for this link: it leads nowhere in the store");
+            found(ObjectKind::LinkInLayer)
         }
-        _ => found(ObjectKind::LinkInLayer),
     }
 }
 
@@ -164,7 +166,7 @@ mod tests {
     fn a_link_without_its_like_in_the_layer_is_followed_within_the_store_only() {
         let (_dir, store_dir, closure) = store();
         let layer = tempfile::tempdir().unwrap();
-        let file = Path::new(store_dir.as_str()).join(FILE);
+        let file = format!("{store_dir}/{FILE}");
         assert_eq!(
             kinds(&store_dir, &closure, layer.path())[2..],
             [ObjectKind::LinkTo(file), ObjectKind::LinkInLayer]

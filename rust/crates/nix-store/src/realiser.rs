@@ -54,7 +54,7 @@ impl Realiser {
 
     /// Provides every store path of `layer` and holds it by GC roots in `roots`.
     ///
-    /// Paths that Nix's database has as requisites of the closure-info object are
+    /// Listed paths that Nix's database has as requisites of the closure-info object are
     /// held by its root; the others get a root each, all in one call. When this
     /// returns an error, or is dropped before its end, `roots` may hold links
     /// already: it is the caller's to remove.
@@ -65,19 +65,18 @@ impl Realiser {
     pub async fn realise(&self, layer: &LayerClosure, roots: &GcRoots) -> Result<Closure, Error> {
         roots.create()?;
         let mut closure = layer.paths.clone();
-        let mut unheld = layer.paths.clone();
+        let mut unlinked = layer.paths.clone();
         if let Some(closure_info) = &layer.closure_info {
             self.realise_one(closure_info, &roots.closure_info_link())
                 .await?;
             let listed = Closure::read_closure_info(&self.0.store_dir, closure_info)?;
-            closure = closure
-                .into_iter()
-                .chain(listed)
-                .collect::<Closure>()
-                .check_size()?;
-            unheld = self.not_held_by(closure_info, &closure).await?;
+            let listed_unheld = self.not_held_by(closure_info, &listed).await?;
+            // Paths with names of their own get links of their own even where something holds
+            // them: the links are the record of what is mounted.
+            unlinked = union(unlinked, listed_unheld)?;
+            closure = union(closure, listed)?;
         }
-        self.realise_all(&unheld, roots).await?;
+        self.realise_all(&unlinked, roots).await?;
         match closure.paths().iter().find(|path| !exists(path)) {
             Some(missing) => Err(Error::NotRealised {
                 program: self.program(),
@@ -185,6 +184,13 @@ impl Realiser {
     }
 }
 
+fn union(one: Closure, other: Closure) -> Result<Closure, Error> {
+    one.into_iter()
+        .chain(other)
+        .collect::<Closure>()
+        .check_size()
+}
+
 fn realise_command(paths: &[StorePath], link: &Path) -> Command {
     let mut command = Command::new(NIX_STORE);
     command
@@ -239,6 +245,7 @@ mod tests {
 
     const A: &str = "8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-a";
     const B: &str = "9kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-b";
+    const C: &str = "7kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-c";
 
     struct Store {
         dir: tempfile::TempDir,
@@ -309,6 +316,25 @@ mod tests {
         let expected: Closure = [store.path(B)].into_iter().collect();
         assert_eq!(closure.unwrap(), expected);
         assert_eq!(roots.read().unwrap(), Some(expected));
+    }
+
+    #[tokio::test]
+    async fn of_a_layer_in_both_formats_the_union_is_recorded() {
+        let store = Store::new();
+        // Here already, and not in the list of the closure-info.
+        fs::write(store.path(C).as_path(), "").unwrap();
+        let layer = LayerClosure {
+            closure_info: Some(store.path(A)),
+            paths: [store.path(C)].into_iter().collect(),
+        };
+        let builder = format!(
+            r#"case "$2" in *-a) mkdir "$2" && echo {} > "$2/store-paths";; *) echo x > "$2";; esac; ln -s "$2" "$1""#,
+            store.path(B)
+        );
+        let (closure, roots) = store.realise(&builder, &layer).await;
+        let union: Closure = [store.path(B), store.path(C)].into_iter().collect();
+        assert_eq!(closure.unwrap(), union);
+        assert_eq!(roots.read().unwrap(), Some(union));
     }
 
     #[tokio::test]

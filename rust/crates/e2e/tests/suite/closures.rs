@@ -76,6 +76,31 @@ fn a_container_gets_the_closures_of_all_its_parents_once() {
 }
 
 #[test]
+fn a_layer_in_both_formats_mounts_the_union() {
+    test(|host| {
+        let (_daemon, snapshots) = start(host)?;
+        let store = Store::new(host)?;
+        let listed = store.build("listed", "echo listed > $out", &[])?;
+        let named = store.build("named", "echo named > $out", &[])?;
+        // It refers to both, so that its root holds both, and lists one.
+        let script = format!(
+            "$busybox mkdir $out; echo {listed} > $out/store-paths; echo {named} > $out/reference"
+        );
+        let info = store.build("info", &script, &[&listed, &named])?;
+
+        let first = format!("{NIX_STORE_PATH}0");
+        let labels = [(NIX_CLOSURE, info.path()), (&first, named.path())];
+        snapshots.layer("both", "", &labels)?;
+        let mounts = snapshots.prepare("container", "both", &[])?;
+        let targets: Vec<_> = mounts[1..].iter().map(|mount| &*mount.target).collect();
+        let mut expected = [listed.path(), named.path()];
+        expected.sort_unstable();
+        ensure!(targets == expected, "{targets:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn what_is_extracted_into_is_the_plain_writable_mount() {
     test(|host| {
         let (_daemon, snapshots) = start(host)?;
