@@ -16,6 +16,8 @@ sandbox_packages=(
     containernetworking-plugins
     docker-registry
     e2fsprogs
+    fuse-overlayfs
+    fuse3
     hello
     iproute2
     iptables

@@ -1,7 +1,7 @@
 //! The daemon under test, with a root and a socket of its own, started as systemd starts it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs,
     io::ErrorKind,
@@ -35,7 +35,7 @@ pub struct Config {
     root: PathBuf,
     address: PathBuf,
     lines: String,
-    path: Option<OsString>,
+    environment: BTreeMap<String, OsString>,
 }
 
 impl Config {
@@ -49,7 +49,7 @@ impl Config {
             address: dir.join("sock"),
             dir,
             lines: String::new(),
-            path: None,
+            environment: BTreeMap::new(),
         }
     }
 
@@ -75,10 +75,10 @@ impl Config {
         self
     }
 
-    /// Another `PATH` in its environment.
+    /// Another variable in its environment, which is otherwise that of the test.
     #[must_use]
-    pub fn path(mut self, path: impl Into<OsString>) -> Self {
-        self.path = Some(path.into());
+    pub fn environment(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.environment.insert(name.to_owned(), value.into());
         self
     }
 
@@ -136,9 +136,7 @@ impl Config {
             .arg("--config")
             .arg(self.file())
             .env("NOTIFY_SOCKET", &notify);
-        if let Some(path) = &self.path {
-            command.env("PATH", path);
-        }
+        command.envs(&self.environment);
         let process = Process::spawn("nix-snapshotter", &mut command, &self.dir.join("log"))?;
         Ok((process, notified))
     }

@@ -21,6 +21,8 @@ const DAEMON: &str = "NIX_SNAPSHOTTER_BIN";
 const CLI: &str = "NIX2CONTAINER_BIN";
 /// Names the directory of links to the store objects that tests run.
 const FIXTURES: &str = "NIX_SNAPSHOTTER_FIXTURES";
+/// Set for a long run of the tests whose strength is in repetition.
+const SOAK: &str = "NIX_SNAPSHOTTER_SOAK";
 
 /// Programs that tests call by name.
 const TOOLS: [&str; 6] = [
@@ -138,6 +140,16 @@ impl Host {
             bail!(Skipped { reason });
         }
         Ok(())
+    }
+
+    /// How often to repeat what may fail once in many times: `test` times in `make test`, `soak`
+    /// times in `make soak`.
+    #[must_use]
+    pub fn repetitions(&self, test: u32, soak: u32) -> u32 {
+        match env::var_os(SOAK) {
+            Some(_) => soak,
+            None => test,
+        }
     }
 
     /// The daemon to test.

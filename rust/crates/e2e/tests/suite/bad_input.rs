@@ -280,7 +280,7 @@ fn a_store_object_that_is_no_closure_info_is_named() {
 #[test]
 fn nix_that_is_not_on_the_path_is_named() {
     test(|host| {
-        let config = Config::new(host, "daemon").path("/nowhere");
+        let config = Config::new(host, "daemon").environment("PATH", "/nowhere");
         let empty = Empty::start(&config)?;
         let words = ["nix-store", "PATH"];
         empty.refuses(&label(), NOBODYS, Code::FailedPrecondition, &words)?;
