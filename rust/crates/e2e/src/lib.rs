@@ -1,7 +1,7 @@
 //! Tests against real containerd, runc and Nix; run by `make test` inside the sandbox.
 //!
-//! The tests are in `tests/suite/`, one subject a file, and the measurements in
-//! `src/bin/bench.rs`. This library is what they stand on:
+//! The tests are in `tests/suite/`, one subject a file, and the program of `make bench`
+//! in `src/bin/bench.rs`. This library is what they stand on:
 //!
 //! * [`host`]: what the machine offers, a test's own directory, and the frame of every test.
 //! * [`process`]: programs that end with the value that holds them, and bounded waiting.
@@ -9,6 +9,7 @@
 //! * [`snapshots`], [`transfer`]: clients of containerd's services.
 //! * [`store`]: store objects of the tests' own, built by Nix.
 //! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
+//! * [`measure`]: what `make bench` measures.
 //! * [`node`]: the two servers together, and the images that tests run on them.
 //!
 //! It depends on no other crate of the workspace: it knows the programs by their
@@ -20,6 +21,7 @@ pub mod containerd;
 pub mod daemon;
 pub mod host;
 pub mod image;
+pub mod measure;
 pub mod node;
 pub mod process;
 mod runtime;

@@ -1,0 +1,183 @@
+//! What the size of a closure costs: images of a thousand store paths beside an ordinary one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{ROUNDS, Table, timed};
+use crate::{
+    containerd::{Containerd, NIX, OVERLAYFS},
+    host::{Host, unique},
+    image::{Image, Layer},
+    node::{Node, build, build_command, busybox_image, reference},
+    process::succeed,
+};
+
+/// An image, and the snapshotter that it is for.
+struct Subject {
+    name: &'static str,
+    snapshotter: &'static str,
+    archive: PathBuf,
+    image: String,
+}
+
+/// The ordinary image of one layer, and the closure in both formats.
+fn subjects(host: &Host, many: &Path) -> Result<[Subject; 3]> {
+    let many = many.to_str().context("a path in UTF-8")?;
+    let subject = |name, snapshotter, archive: &dyn Fn(&str) -> Result<PathBuf>| {
+        let image = reference("bench");
+        Ok::<_, anyhow::Error>(Subject {
+            name,
+            snapshotter,
+            archive: archive(&image)?,
+            image,
+        })
+    };
+    Ok([
+        subject("ordinary, overlayfs", OVERLAYFS, &|image| {
+            busybox_image(host, image, [])
+        })?,
+        subject("closure format", NIX, &|image| {
+            build(host, image, &["/x"], many, &[])
+        })?,
+        subject("per-path format", NIX, &|image| {
+            build(host, image, &["/x"], many, &["--annotations", "per-path"])
+        })?,
+    ])
+}
+
+/// Import and unpack by containerd's transfer service.
+///
+/// # Errors
+/// What containerd says.
+pub fn unpacking(host: &Host, node: &Node, many: &Path, table: &mut Table) -> Result<()> {
+    measure_images(
+        "import + unpack",
+        &subjects(host, many)?,
+        node,
+        table,
+        &|subject| {
+            node.containerd
+                .import(subject.snapshotter, &subject.archive)
+        },
+    )
+}
+
+/// The same by `nix2container load`, as a process.
+///
+/// # Errors
+/// What the CLI says.
+pub fn loading(host: &Host, node: &Node, many: &Path, table: &mut Table) -> Result<()> {
+    measure_images(
+        "nix2container load",
+        &subjects(host, many)?,
+        node,
+        table,
+        &|subject| node.containerd.load(subject.snapshotter, &subject.archive),
+    )
+}
+
+fn measure_images(
+    what: &str,
+    subjects: &[Subject],
+    node: &Node,
+    table: &mut Table,
+    bring: &dyn Fn(&Subject) -> Result<()>,
+) -> Result<()> {
+    let mut times = vec![Vec::new(); subjects.len()];
+    // The first round warms the caches.
+    for round in 0..=ROUNDS {
+        for (subject, times) in subjects.iter().zip(&mut times) {
+            let time = timed(|| bring(subject))?;
+            node.containerd.remove_image(&subject.image)?;
+            node.containerd.collect_garbage()?;
+            if round > 0 {
+                times.push(time);
+            }
+        }
+    }
+    for (subject, times) in subjects.iter().zip(times) {
+        table.times(what, subject.name, times);
+    }
+    Ok(())
+}
+
+/// `nix2container build`, as a process.
+///
+/// # Errors
+/// What the CLI says.
+pub fn building(host: &Host, many: &Path, table: &mut Table) -> Result<()> {
+    let archive = host.dir().join(unique("archive"));
+    let (mut closure, mut per_path) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (times, flags) in [
+            (&mut closure, &[][..]),
+            (&mut per_path, &["--annotations", "per-path"]),
+        ] {
+            let mut build = build_command(host, &reference("bench"), &["/x"], many, &archive)?;
+            build.args(flags);
+            times.push(timed(|| succeed(&mut build).map(drop))?);
+        }
+    }
+    table.times("nix2container build", "closure format", closure);
+    table.times("nix2container build", "per-path format", per_path);
+    Ok(())
+}
+
+/// `ctr run --rm --null-io` of a static program.
+///
+/// # Errors
+/// What `ctr` says.
+pub fn running(host: &Host, node: &Node, paths: &[String], table: &mut Table) -> Result<()> {
+    let busybox = host.fixture("busybox")?;
+    let program = format!("{busybox}/bin/busybox");
+    let nix_image = |count: usize| -> Result<String> {
+        let image = reference("bench");
+        let mut closure: Vec<_> = paths.iter().take(count - 1).map(String::as_str).collect();
+        closure.push(&busybox);
+        let archive = host.dir().join(unique("archive"));
+        let layer = Layer::per_path(&closure)?;
+        Image::new(&image)
+            .entrypoint(&[&program, "true"])
+            .layer(layer)
+            .write(&archive)?;
+        node.containerd.import(NIX, &archive)?;
+        Ok(image)
+    };
+    let ordinary = reference("bench");
+    node.containerd
+        .import(OVERLAYFS, &busybox_image(host, &ordinary, [])?)?;
+    let subjects = [
+        ("ordinary, overlayfs", OVERLAYFS, ordinary),
+        ("5 paths", NIX, nix_image(5)?),
+        ("1000 paths", NIX, nix_image(1000)?),
+    ];
+    let mut times = vec![Vec::new(); subjects.len()];
+    for round in 0..=ROUNDS {
+        for ((_, snapshotter, image), times) in subjects.iter().zip(&mut times) {
+            let time = timed(|| container(&node.containerd, snapshotter, image))?;
+            if round > 0 {
+                times.push(time);
+            }
+        }
+    }
+    for ((name, _, _), times) in subjects.iter().zip(times) {
+        table.times("ctr run --rm --null-io", name, times);
+    }
+    Ok(())
+}
+
+fn container(containerd: &Containerd, snapshotter: &str, image: &str) -> Result<()> {
+    let id = unique("bench");
+    let run = [
+        "run",
+        "--rm",
+        "--null-io",
+        "--snapshotter",
+        snapshotter,
+        image,
+        &id,
+    ];
+    succeed(&mut containerd.ctr(&run))?;
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! Measurements for `make bench`.
+//!
+//! What is compared takes turns in one run, so that ratios mean something on any
+//! machine; absolute figures do not.
+//!
+//! * [`images`]: what the size of a closure costs.
+//! * [`table`]: medians, and what they are compared with.
+
+pub mod images;
+pub mod table;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+pub use table::Table;
+
+/// How often each figure is measured, unless its measurement says otherwise.
+pub const ROUNDS: usize = 9;
+
+/// The time that a piece of work takes.
+///
+/// # Errors
+/// Those of the work.
+pub fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed())
+}
