@@ -72,6 +72,7 @@ mod tree;
 
 pub use error::{Code, Error, Result};
 pub use layout::Reservation;
-pub use model::{Id, Info, Kind, Labels, Snapshot, Usage};
+pub use model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage};
 pub use mounts::Mount;
 pub use snapshotter::{Options, Snapshotter, UPPERDIR_LABEL};
+pub use store::StoreWaits;

@@ -84,6 +84,17 @@ pub struct Usage {
     pub inodes: u64,
 }
 
+/// How many snapshots there are, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Of [`Kind::View`].
+    pub views: u64,
+    /// Of [`Kind::Active`].
+    pub active: u64,
+    /// Of [`Kind::Committed`].
+    pub committed: u64,
+}
+
 /// What the mounts of an active snapshot or view depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {

@@ -221,3 +221,27 @@ fn a_kill_at_any_moment_is_repaired() {
     }
     assert!(before > 0);
 }
+
+#[test]
+fn waiting_for_the_store_is_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    let start = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let s = &s;
+            scope.spawn(move || {
+                // Threads may miss one another by chance for a while.
+                for round in 0.. {
+                    make(s, &format!("{thread} {round}"));
+                    if s.store_waits().waits > 0 || start.elapsed() > Duration::from_secs(60) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    let waits = s.store_waits();
+    assert!(waits.waits > 0 && waits.total > Duration::ZERO, "{waits:?}");
+    assert!(waits.total < 4 * start.elapsed(), "{waits:?}");
+}

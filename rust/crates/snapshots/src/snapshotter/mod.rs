@@ -9,9 +9,9 @@ use crate::filter::Filter;
 use crate::host::Host;
 use crate::layout::{Layout, Reservation, make_private_dir};
 use crate::lock::RootLock;
-use crate::model::{Id, Info, Kind, Labels, Snapshot, Usage, drop_empty};
+use crate::model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage, drop_empty};
 use crate::mounts::{Mount, layer_dir, mounts};
-use crate::store::Store;
+use crate::store::{Store, StoreWaits};
 use crate::tree;
 
 /// The label that tells where the layer of a snapshot is, see [`Options::upperdir_label`].
@@ -250,6 +250,22 @@ impl Snapshotter {
         let filter = Filter::parse(filters)?;
         self.store
             .list(&filter, |id, info| each(self.decorate(id, info)))
+    }
+
+    /// How many snapshots there are, by kind. Cheap: no labels are decoded.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub fn counts(&self) -> Result<Counts> {
+        self.store.counts()
+    }
+
+    /// How often, and how long, calls that change the store have waited for one another since it
+    /// was opened.
+    #[must_use]
+    pub fn store_waits(&self) -> StoreWaits {
+        self.store.waits()
     }
 
     /// What the own layer of a snapshot takes: of an active one now, of a committed one since it

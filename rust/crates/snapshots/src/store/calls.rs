@@ -8,7 +8,7 @@ use redb::{AccessGuard, ReadableTable};
 use super::{SEQUENCE, Stop, Store};
 use crate::error::{Error, Result};
 use crate::filter::Filter;
-use crate::model::{Id, Info, Kind, Labels, Snapshot, Usage, masked_labels};
+use crate::model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage, masked_labels};
 use crate::row::{Malformed, Nanos, Row};
 
 /// A snapshot that another has as its parent.
@@ -116,6 +116,21 @@ impl Store {
                 ids.insert(decode(key.value(), bytes.value())?.id);
             }
             Ok(ids)
+        })
+    }
+
+    pub(crate) fn counts(&self) -> Result<Counts> {
+        self.read("count the snapshots", |snapshots| {
+            let mut counts = Counts::default();
+            for entry in snapshots.iter()? {
+                let (key, bytes) = entry?;
+                match decode(key.value(), bytes.value())?.kind {
+                    Kind::View => counts.views += 1,
+                    Kind::Active => counts.active += 1,
+                    Kind::Committed => counts.committed += 1,
+                }
+            }
+            Ok(counts)
         })
     }
 

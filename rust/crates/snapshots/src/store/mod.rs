@@ -8,6 +8,7 @@
 
 mod calls;
 mod handle;
+mod write_lock;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, Table, TableDefinition};
 
 use self::handle::Handle;
+pub use self::write_lock::StoreWaits;
+use self::write_lock::WriteLock;
 use crate::error::{Error, Result};
 
 /// Name or key → [`Row`](crate::row::Row).
@@ -39,6 +42,7 @@ const BOLT_MAGIC: [u8; 4] = 0xED0C_DAED_u32.to_le_bytes();
 
 pub(crate) struct Store {
     handle: Handle,
+    lock: WriteLock,
 }
 
 /// The tables inside one write transaction.
@@ -114,6 +118,7 @@ impl Store {
         let file = file.map_err(Error::io("create", &unfinished))?;
         let store = Self {
             handle: Handle::new(file, unfinished.clone())?,
+            lock: WriteLock::default(),
         };
         store.write("create the tables", |tables| {
             tables.meta.insert(SCHEMA, SCHEMA_VERSION)?;
@@ -135,6 +140,7 @@ impl Store {
         let file = file.map_err(Error::io("open", &path))?;
         let store = Self {
             handle: Handle::new(file, path.clone())?,
+            lock: WriteLock::default(),
         };
         let found = store.meta(SCHEMA)?;
         if found > SCHEMA_VERSION {
@@ -145,6 +151,10 @@ impl Store {
             });
         }
         Ok(store)
+    }
+
+    pub(crate) fn waits(&self) -> StoreWaits {
+        self.lock.waits()
     }
 
     fn meta(&self, name: &'static str) -> Result<u64> {
@@ -171,6 +181,7 @@ impl Store {
         operation: &'static str,
         body: impl FnOnce(&mut Tables<'_>) -> Result<T, Stop>,
     ) -> Result<T> {
+        let _writing = self.lock.lock();
         self.with(operation, |db| {
             let mut txn = db.begin_write()?;
             txn.set_two_phase_commit(true);

@@ -243,6 +243,30 @@ fn a_snapshot_without_parent_can_get_one_at_commit() {
 }
 
 #[test]
+fn snapshots_are_counted_by_kind() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    assert_eq!(s.counts().unwrap(), Counts::default());
+    layer(&s, "base", "");
+    layer(&s, "layer", "base");
+    for (kind, key) in [(Kind::View, "v"), (Kind::Active, "a"), (Kind::Active, "b")] {
+        create(&s, kind, key, "layer").unwrap();
+    }
+    s.remove("b").unwrap();
+    let counts = Counts {
+        views: 1,
+        active: 1,
+        committed: 2,
+    };
+    assert_eq!(s.counts().unwrap(), counts);
+    assert_eq!(
+        s.store_waits(),
+        StoreWaits::default(),
+        "nobody else was there"
+    );
+}
+
+#[test]
 fn update_changes_labels_and_the_time_alone() {
     let root = tempfile::tempdir().unwrap();
     let s = open(root.path());
