@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) external_builder: Option<PathBuf>,
     /// Seconds that one call of Nix or the builder may take; 0 is without limit.
     pub(crate) realise_timeout: u64,
+    /// How many realisations may fetch something at once.
+    pub(crate) max_realisations: u16,
     /// Delete directories in Remove already, not only in Cleanup.
     pub(crate) sync_remove: bool,
     /// Tell each snapshot's upper directory in a label.
@@ -65,6 +67,7 @@ impl Default for Config {
             store_dir: StoreDir::default().as_str().to_owned(),
             external_builder: None,
             realise_timeout: 3600,
+            max_realisations: 8,
             sync_remove: false,
             upperdir_label: false,
             mount_options: Vec::new(),
@@ -164,6 +167,14 @@ impl Config {
             return refuse(
                 "address",
                 format!("has {address_len} bytes; the path of a socket may have 100"),
+            );
+        }
+        if self.max_realisations == 0 {
+            return refuse(
+                "max_realisations",
+                "is 0, with which no image could be pulled: write how many realisations may \
+                 fetch something at once, 1 or more"
+                    .to_owned(),
             );
         }
         Snapshotter::check(&self.root, &self.snapshot_options())?;
@@ -284,6 +295,7 @@ mod tests {
             ("root = '/a:b'", "the root directory"),
             ("store_dir = 'nix/store'", "`store_dir`"),
             ("external_builder = 'builder'", "`external_builder`"),
+            ("max_realisations = 0", "`max_realisations`"),
             ("mount_options = ['upperdir=/etc']", "mount_options"),
             (
                 "mount_options = ['volatile,lowerdir=/etc']",

@@ -1,4 +1,4 @@
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 use nix_store::StorePath;
 use tonic::{Code, Status};
@@ -11,7 +11,10 @@ pub(crate) enum Error {
     Labels(#[from] nix_image::Error),
     /// The store paths of a layer cannot be had.
     #[error(transparent)]
-    Nix(#[from] nix_store::Error),
+    Nix(#[from] Arc<nix_store::Error>),
+    /// A bug: a realisation panicked.
+    #[error("internal error: the realisation ended without an outcome")]
+    NoOutcome,
     /// The snapshot, or what is asked of it, does not exist or does not fit.
     #[error(transparent)]
     Snapshots(#[from] snapshots::Error),
@@ -47,19 +50,28 @@ impl Error {
                 snapshots::Code::FailedPrecondition => Code::FailedPrecondition,
                 snapshots::Code::Internal => Code::Internal,
             },
-            Self::Nix(error) => match error {
+            Self::Nix(error) => match **error {
                 nix_store::Error::InvalidStorePath { .. }
                 | nix_store::Error::ClosureTooLarge
                 | nix_store::Error::NoStorePaths { .. } => Code::InvalidArgument,
                 nix_store::Error::TimedOut { .. } => Code::DeadlineExceeded,
+                // Whoever still waits is told so only when the daemon ends.
+                nix_store::Error::Cancelled => Code::Unavailable,
                 // Not NotFound: from Prepare, that would have the CRI unpack the image again.
                 _ => Code::FailedPrecondition,
             },
             Self::StoreObjectGone { .. } => Code::FailedPrecondition,
-            Self::StoreObject { .. } | Self::MountPoint { .. } | Self::Panicked(_) => {
-                Code::Internal
-            }
+            Self::StoreObject { .. }
+            | Self::MountPoint { .. }
+            | Self::Panicked(_)
+            | Self::NoOutcome => Code::Internal,
         }
+    }
+}
+
+impl From<nix_store::Error> for Error {
+    fn from(error: nix_store::Error) -> Self {
+        Self::Nix(Arc::new(error))
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`server`], [`socket`]: the life of the process.
 //! * [`grpc`], [`error`]: the wire; they translate and decide nothing.
 //! * [`nix_snapshotter`]: what a call means where a layer names store paths.
+//! * [`realisations`]: who shares a realisation, and who has to wait.
 //! * [`mounts`], [`store_view`]: which mounts come of it, and what they stand on.
 //!
 //! Below it are `snapshots`, which knows no Nix, and `nix-store`, which knows no
@@ -15,6 +16,7 @@ mod error;
 mod grpc;
 mod mounts;
 mod nix_snapshotter;
+mod realisations;
 mod server;
 mod socket;
 mod store_view;

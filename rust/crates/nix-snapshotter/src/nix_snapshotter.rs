@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use nix_image::annotations::{self, SNAPSHOT_REF};
 use nix_store::{Closure, Realiser, StoreDir};
-use snapshots::{Kind, Labels, Mount, Reservation, Snapshot, Snapshotter};
+use snapshots::{Kind, Labels, Mount, Snapshot, Snapshotter};
 
 use crate::{
     error::Error,
     mounts::{StoreObject, with_store_objects},
+    realisations::{RealisationStats, Realisations, RealisedLayer},
     store_view::{make_mount_points, store_object},
 };
 
@@ -20,6 +21,7 @@ pub(crate) const GC_ROOTS: &str = "gcroots";
 pub(crate) struct NixSnapshotter {
     snapshots: Arc<Snapshotter>,
     realiser: Realiser,
+    realisations: Arc<Realisations>,
     store_dir: StoreDir,
 }
 
@@ -32,12 +34,33 @@ pub(crate) struct NewSnapshot {
 }
 
 impl NixSnapshotter {
-    pub(crate) fn new(snapshots: Snapshotter, realiser: Realiser, store_dir: StoreDir) -> Self {
+    pub(crate) fn new(
+        snapshots: Snapshotter,
+        realiser: Realiser,
+        max_realisations: u16,
+        store_dir: StoreDir,
+    ) -> Self {
+        let snapshots = Arc::new(snapshots);
         Self {
-            snapshots: Arc::new(snapshots),
+            realisations: Realisations::new(
+                Arc::clone(&snapshots),
+                realiser.clone(),
+                max_realisations,
+            ),
+            snapshots,
             realiser,
             store_dir,
         }
+    }
+
+    /// What the realisations have come to so far.
+    pub(crate) fn realisation_stats(&self) -> RealisationStats {
+        self.realisations.stats()
+    }
+
+    /// Cancels what is being realised. Of those snapshots nothing is left when this returns.
+    pub(crate) async fn shut_down(&self) {
+        self.realisations.shut_down().await;
     }
 
     /// Makes a snapshot and says how to mount it.
@@ -51,31 +74,27 @@ impl NixSnapshotter {
         let layer = annotations::layer_closure(&self.store_dir, labels)?;
 
         let (kind, key, parent) = (new.kind, new.key.clone(), new.parent.clone());
-        let reservation = self
-            .blocking(move |snapshots| {
-                // Nothing is downloaded for a key that is taken.
-                snapshots.check_new(kind, &key, parent.as_deref())?;
-                Ok(snapshots.reserve())
-            })
-            .await?;
-        let closure = match &layer {
-            Some(layer) => {
-                let roots = self.realiser.roots(reservation.attachment_dir());
-                self.realiser.realise(layer, &roots).await?
-            }
-            None => Closure::default(),
+        self.blocking(move |snapshots| {
+            // Nothing is downloaded for a key that is taken.
+            Ok(snapshots.check_new(kind, &key, parent.as_deref())?)
+        })
+        .await?;
+        let realised = match layer {
+            Some(layer) => self.realisations.realise(&Arc::new(layer)).await?,
+            None => RealisedLayer {
+                reservation: self.snapshots.reserve(),
+                closure: Closure::default(),
+            },
         };
         let this = self.clone();
-        self.blocking(move |_| this.publish(reservation, new, &closure))
-            .await
+        self.blocking(move |_| this.publish(realised, new)).await
     }
 
-    fn publish(
-        &self,
-        reservation: Reservation,
-        new: NewSnapshot,
-        closure: &Closure,
-    ) -> Result<Vec<Mount>, Error> {
+    fn publish(&self, realised: RealisedLayer, new: NewSnapshot) -> Result<Vec<Mount>, Error> {
+        let RealisedLayer {
+            reservation,
+            closure,
+        } = realised;
         let extraction = is_extraction(&new.key, &new.labels);
         self.snapshots.create(
             reservation,
@@ -85,7 +104,7 @@ impl NixSnapshotter {
             new.labels,
             |snapshot| {
                 let layer_dir = self.snapshots.layer_dir(snapshot.id);
-                make_mount_points(&self.store_dir, closure, &layer_dir)?;
+                make_mount_points(&self.store_dir, &closure, &layer_dir)?;
                 self.mounts_of(snapshot, extraction)
             },
         )

@@ -30,6 +30,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     // connect before there is something to serve.
     let address = Address::claim(&config.address, config.socket_group.as_deref())?;
     let service = open(config)?;
+    let snapshotter = service.clone();
     let socket = address.listen()?;
     let listener = UnixListener::from_std(socket.listener()?)?;
 
@@ -63,6 +64,8 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
             warn!(seconds = grace.as_secs(), "requests in flight are abandoned: they did not end in time");
         }
     }
+    snapshotter.shut_down().await;
+    info!(realisations = ?snapshotter.realisation_stats(), "stopped");
     Ok(())
 }
 
@@ -81,7 +84,12 @@ fn open(config: &Config) -> anyhow::Result<NixSnapshotter> {
         external_builder: config.external_builder.clone(),
         timeout: config.realise_timeout(),
     });
-    Ok(NixSnapshotter::new(snapshots, realiser, store_dir))
+    Ok(NixSnapshotter::new(
+        snapshots,
+        realiser,
+        config.max_realisations,
+        store_dir,
+    ))
 }
 
 /// The name of the first signal that asks the daemon to end.

@@ -20,7 +20,7 @@ pub const MAX_CLOSURE_PATHS: usize = 50_000;
 const MAX_LIST_BYTES: u64 = MAX_CLOSURE_PATHS as u64 * 256;
 
 /// What the annotations of a Nix layer ask for: the union of its two parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LayerClosure {
     /// A store object of the shape that nixpkgs' `closureInfo` builds: a directory
     /// whose file `store-paths` lists the closure, one path a line.
@@ -30,7 +30,7 @@ pub struct LayerClosure {
 }
 
 /// A set of store paths, sorted, each once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Closure(Vec<StorePath>);
 
 impl Closure {
@@ -38,6 +38,17 @@ impl Closure {
     #[must_use]
     pub fn paths(&self) -> &[StorePath] {
         &self.0
+    }
+
+    /// Whether `path` is one of them.
+    #[must_use]
+    pub fn contains(&self, path: &StorePath) -> bool {
+        self.0.binary_search(path).is_ok()
+    }
+
+    /// Those paths for which `gone` is false.
+    pub(crate) fn without(&self, gone: impl Fn(&StorePath) -> bool) -> Self {
+        Self(self.0.iter().filter(|path| !gone(path)).cloned().collect())
     }
 
     /// Parses a list of store paths, one a line; empty lines do not count.

@@ -78,6 +78,9 @@ pub enum Error {
         /// The end of what it wrote to standard error.
         stderr: String,
     },
+    /// Whoever wanted the store paths has gone away.
+    #[error("the realisation was cancelled")]
+    Cancelled,
     /// The program reported success, and yet the store path is not there.
     #[error("{program} reported success, but {path} does not exist")]
     NotRealised {

@@ -3,6 +3,7 @@
 //! ```text
 //! <dir>/closure-info      -> /nix/store/…-closure-info   stands for all paths that it lists
 //! <dir>/path, path-2, …   -> /nix/store/…                each stands for itself
+//! <dir>/path.1, path.1-2  -> /nix/store/…                the same, made by another call of Nix
 //! <dir>/<hash>-<name>     -> /nix/store/…                the same, made by an external builder
 //! ```
 //! The links are indirect GC roots: Nix knows them from `/nix/var/nix/gcroots/auto`
@@ -33,6 +34,11 @@ impl GcRoots {
     #[must_use]
     pub fn new(dir: PathBuf, store_dir: StoreDir) -> Self {
         Self { dir, store_dir }
+    }
+
+    /// Where the links are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Makes the directory and its parents.

@@ -14,6 +14,7 @@
 mod closure;
 mod error;
 mod gc_roots;
+mod nix_cli;
 mod process;
 mod realiser;
 mod store_path;
@@ -21,5 +22,5 @@ mod store_path;
 pub use closure::{Closure, LayerClosure, MAX_CLOSURE_PATHS};
 pub use error::Error;
 pub use gc_roots::GcRoots;
-pub use realiser::{Realiser, RealiserOptions};
+pub use realiser::{Realised, Realiser, RealiserOptions};
 pub use store_path::{StoreDir, StorePath};

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    process::Command,
+    process::{Child, Command},
     time,
 };
+use tokio_util::sync::CancellationToken;
 
 /// How much of standard error is kept: its end, where the reason stands.
 const STDERR_TAIL: usize = 4 * 1024;
@@ -22,6 +23,15 @@ const MAX_STDOUT: usize = 64 * 1024 * 1024;
 /// How long the output of a program that has ended is waited for, in case that it
 /// left a child behind which holds the pipe open.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long a program gets to end after SIGTERM before it is killed.
+///
+/// Nix needs the time to take its builders along: each is in a session of its own
+/// (`libstore/unix/build`, `commonChildInit`), out of reach of a signal to our group.
+const TERMINATION: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether a program has ended after SIGTERM.
+const TERMINATION_POLL: Duration = Duration::from_millis(10);
 
 /// What a program said before it ended.
 pub(crate) struct Output {
@@ -36,16 +46,20 @@ pub(crate) enum Stopped {
     Io(io::Error),
     /// It took longer than allowed; what it had written to standard error by then.
     TimedOut(String),
+    /// Nobody wants it any more.
+    Cancelled,
 }
 
 /// Runs a command to its end, without standard input.
 ///
-/// The command leads a process group of its own. When the time is over, or when
-/// the future is dropped because whoever asked has gone away, the whole group is
-/// killed: Nix's build hooks and an external builder's children with it.
+/// The command leads a process group of its own, so that a builder's children end
+/// with it. When the time is over or `cancel` says so, all of them are asked to end,
+/// then killed, and when this returns they have ended. When the future is dropped
+/// they are only killed.
 pub(crate) async fn run(
     command: &mut Command,
     timeout: Option<Duration>,
+    cancel: &CancellationToken,
 ) -> Result<Output, Stopped> {
     let mut child = command
         .stdin(Stdio::null())
@@ -79,25 +93,43 @@ pub(crate) async fn run(
         };
         status.map_err(Stopped::Io)
     };
-    let ended = match timeout {
-        Some(limit) => time::timeout(limit, waiting).await.ok(),
-        None => Some(waiting.await),
-    };
-    let text = String::from_utf8_lossy(&stderr).into_owned();
-    match ended {
-        None => {
-            drop(group);
-            Err(Stopped::TimedOut(text))
+    let limit = async {
+        match timeout {
+            Some(limit) => time::sleep(limit).await,
+            None => std::future::pending().await,
         }
-        Some(status) => {
+    };
+    let ended = tokio::select! {
+        status = waiting => Ended::ByItself(status),
+        () = limit => Ended::Late,
+        () = cancel.cancelled() => Ended::Cancelled,
+    };
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    match ended {
+        Ended::ByItself(status) => {
             group.disarm();
             Ok(Output {
                 status: status?,
                 stdout,
-                stderr: text,
+                stderr,
             })
         }
+        Ended::Late => {
+            group.terminate(&mut child).await;
+            Err(Stopped::TimedOut(stderr))
+        }
+        Ended::Cancelled => {
+            group.terminate(&mut child).await;
+            Err(Stopped::Cancelled)
+        }
     }
+}
+
+/// What came first.
+enum Ended {
+    ByItself(Result<ExitStatus, Stopped>),
+    Late,
+    Cancelled,
 }
 
 /// Which part of a stream is worth its memory.
@@ -138,13 +170,36 @@ impl Group {
     fn disarm(mut self) {
         self.0 = None;
     }
+
+    /// Asks everybody in the group to end, kills who does not, and waits for that.
+    ///
+    /// The leader is waited for meanwhile. As long as others are in its group, the
+    /// kernel gives its number to nobody else.
+    async fn terminate(self, leader: &mut Child) {
+        let Some(group) = self.0 else { return };
+        // Each fails only where the group has ended by itself.
+        let _ = kill_process_group(group, Signal::TERM);
+        let ended = async {
+            while leader.try_wait().is_ok_and(|status| status.is_none())
+                || test_kill_process_group(group).is_ok()
+            {
+                time::sleep(TERMINATION_POLL).await;
+            }
+        };
+        if time::timeout(TERMINATION, ended).await.is_ok() {
+            self.disarm();
+        } else {
+            drop(self);
+            // Bounded: who hangs in the kernel does not die of this either.
+            let _ = time::timeout(TERMINATION, leader.wait()).await;
+        }
+    }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            // It fails only where the group has ended by itself.
-            let _ = kill_process_group(leader, Signal::KILL);
+        if let Some(group) = self.0 {
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
@@ -154,6 +209,11 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+
+    /// As [`super::run`], for nobody who could cancel it.
+    async fn run(command: &mut Command, timeout: Option<Duration>) -> Result<Output, Stopped> {
+        super::run(command, timeout, &CancellationToken::new()).await
+    }
 
     fn sh(script: &str) -> Command {
         let mut command = Command::new("/bin/sh");
@@ -189,24 +249,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_hangs_is_killed_with_its_children() {
-        let dir = tempfile::tempdir().unwrap();
-        let pid = dir.path().join("pid");
-        let script = format!(
-            "echo waiting >&2; sleep 1000 & echo $! > {}; wait",
-            pid.display()
-        );
-        let stopped = run(&mut sh(&script), Some(Duration::from_millis(500))).await;
-        let Err(Stopped::TimedOut(stderr)) = stopped else {
-            panic!("it ended");
-        };
-        assert_eq!(stderr, "waiting\n");
-        time::sleep(Duration::from_millis(200)).await;
-        assert!(!alive(&pid));
+    async fn a_program_that_hangs_has_ended_with_its_children() {
+        // By itself, by the signal, and not before it is killed.
+        for trap in ["", "trap 'exit 0' TERM;", "trap '' TERM;"] {
+            let dir = tempfile::tempdir().unwrap();
+            let pid = dir.path().join("pid");
+            let script = format!(
+                "{trap} echo waiting >&2; sleep 1000 & echo $! > {}; wait; wait; sleep 1000",
+                pid.display()
+            );
+            let stopped = run(&mut sh(&script), Some(Duration::from_millis(500))).await;
+            let Err(Stopped::TimedOut(stderr)) = stopped else {
+                panic!("it ended");
+            };
+            assert_eq!(stderr, "waiting\n");
+            assert!(!alive(&pid), "{trap}");
+        }
     }
 
     #[tokio::test]
-    async fn an_abandoned_program_is_killed_with_its_children() {
+    async fn a_cancelled_program_has_ended_with_its_children_and_could_clean_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let cleaned = dir.path().join("cleaned");
+        let script = format!(
+            "trap 'echo yes > {}; exit 0' TERM; sleep 1000 & echo $! > {}; wait",
+            cleaned.display(),
+            pid.display()
+        );
+        let cancel = CancellationToken::new();
+        let mut command = sh(&script);
+        let (stopped, ()) = tokio::join!(super::run(&mut command, None, &cancel), async {
+            while !std::fs::read_to_string(&pid).is_ok_and(|pid| !pid.is_empty()) {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+            cancel.cancel();
+        });
+        assert!(matches!(stopped, Err(Stopped::Cancelled)));
+        assert!(!alive(&pid));
+        assert!(cleaned.exists());
+    }
+
+    #[tokio::test]
+    async fn a_program_whose_future_is_dropped_is_killed_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());

@@ -1,27 +1,29 @@
 //! Realisation: having Nix provide the store paths of a layer, under GC roots.
 
 use std::{
-    fs,
+    fs, io,
+    num::NonZero,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::{
     Closure, Error, GcRoots, LayerClosure, StoreDir, StorePath,
+    nix_cli::{self, NIX_STORE},
     process::{self, Output, Stopped},
     store_path::shorten,
 };
 
-/// The stable command line interface of Nix, looked up on the PATH.
-const NIX_STORE: &str = "nix-store";
-
-/// Bytes of store paths in one call. Linux allows a quarter of the stack limit
-/// for arguments and environment, 2 MiB by default (execve(2)); 10,000 paths and
-/// more fit in one call.
-const MAX_ARGUMENT_BYTES: usize = 1024 * 1024;
+/// The fewest paths that are worth a call of Nix beside another. It makes a root in
+/// about 0.1 ms, and takes 20 ms to start.
+const MIN_PATHS_A_CALL: usize = 250;
 
 /// How a [`Realiser`] is to work.
 #[derive(Clone, Debug)]
@@ -39,6 +41,15 @@ pub struct RealiserOptions {
 #[derive(Clone, Debug)]
 pub struct Realiser(RealiserOptions);
 
+/// What came of a realisation.
+#[derive(Debug)]
+pub struct Realised {
+    /// The store paths of the layer: in the store, and held.
+    pub closure: Closure,
+    /// Those among them, and the closure-info, that came into the store meanwhile.
+    pub fetched: Vec<StorePath>,
+}
+
 impl Realiser {
     /// A realiser; nothing is run yet.
     #[must_use]
@@ -52,135 +63,252 @@ impl Realiser {
         GcRoots::new(dir, self.0.store_dir.clone())
     }
 
+    /// Whether everything that `layer` names is in the store, so that realising it only
+    /// makes roots. Nothing holds it yet.
+    ///
+    /// It blocks, for as long as it takes to look at each path. A closure-info that is none
+    /// counts as present: it is for [`Realiser::realise`] to say so.
+    #[must_use]
+    pub fn is_present(&self, layer: &LayerClosure) -> bool {
+        let all = |closure: &Closure| closure.paths().iter().all(exists);
+        let listed = |closure_info| Closure::read_closure_info(&self.0.store_dir, closure_info);
+        all(&layer.paths)
+            && layer.closure_info.as_ref().is_none_or(|closure_info| {
+                exists(closure_info) && listed(closure_info).is_ok_and(|listed| all(&listed))
+            })
+    }
+
     /// Provides every store path of `layer` and holds it by GC roots in `roots`.
     ///
-    /// Listed paths that Nix's database has as requisites of the closure-info object are
-    /// held by its root; the others get a root each, all in one call. When this
-    /// returns an error, or is dropped before its end, `roots` may hold links
-    /// already: it is the caller's to remove.
+    /// Listed paths that the closure-info refers to are held by its root; the others
+    /// get a root each. When this returns an error, `roots` may hold links already: it is
+    /// the caller's to remove. When `cancel` says so, what runs is asked to end and waited for;
+    /// when this is dropped before its end, what runs is only killed.
     ///
     /// # Errors
     /// What Nix or the builder says ([`Error::Failed`], [`Error::TimedOut`],
-    /// [`Error::Start`]), a closure-info object that is none, and [`Error::NotRealised`].
-    pub async fn realise(&self, layer: &LayerClosure, roots: &GcRoots) -> Result<Closure, Error> {
+    /// [`Error::Start`]), a closure-info object that is none, [`Error::NotRealised`], and
+    /// [`Error::Cancelled`].
+    pub async fn realise(
+        &self,
+        layer: &LayerClosure,
+        roots: &GcRoots,
+        cancel: &CancellationToken,
+    ) -> Result<Realised, Error> {
         roots.create()?;
+        let began = changed(roots.dir()).unwrap_or_default();
+        let realisation = Realisation {
+            options: &self.0,
+            roots,
+            cancel,
+        };
         let mut closure = layer.paths.clone();
         let mut unlinked = layer.paths.clone();
         if let Some(closure_info) = &layer.closure_info {
-            self.realise_one(closure_info, &roots.closure_info_link())
-                .await?;
+            let held = realisation.closure_info(closure_info).await?;
             let listed = Closure::read_closure_info(&self.0.store_dir, closure_info)?;
-            let listed_unheld = self.not_held_by(closure_info, &listed).await?;
+            let unheld = match held {
+                Held::ByReference(references) => listed.without(|path| references.contains(path)),
+                Held::IfPresent => listed.without(exists),
+            };
             // Paths with names of their own get links of their own even where something holds
             // them: the links are the record of what is mounted.
-            unlinked = union(unlinked, listed_unheld)?;
+            unlinked = union(unlinked, unheld)?;
             closure = union(closure, listed)?;
         }
-        self.realise_all(&unlinked, roots).await?;
-        match closure.paths().iter().find(|path| !exists(path)) {
-            Some(missing) => Err(Error::NotRealised {
-                program: self.program(),
-                path: missing.clone(),
-            }),
-            None => {
-                info!(paths = closure.paths().len(), "realised closure");
-                Ok(closure)
+        realisation.paths(&unlinked).await?;
+        let fetched =
+            self.fetched_since(began, closure.paths().iter().chain(&layer.closure_info))?;
+        info!(
+            paths = closure.paths().len(),
+            fetched = fetched.len(),
+            "realised closure"
+        );
+        Ok(Realised { closure, fetched })
+    }
+
+    /// The paths that came into the store not before `began`.
+    fn fetched_since<'a>(
+        &self,
+        began: Changed,
+        paths: impl Iterator<Item = &'a StorePath>,
+    ) -> Result<Vec<StorePath>, Error> {
+        let mut fetched = Vec::new();
+        for path in paths {
+            match changed(path.as_path()) {
+                Ok(changed) if changed >= began => fetched.push(path.clone()),
+                Ok(_) => {}
+                Err(_) => {
+                    return Err(Error::NotRealised {
+                        program: program(&self.0),
+                        path: path.clone(),
+                    });
+                }
             }
+        }
+        Ok(fetched)
+    }
+
+    /// The NAR size of valid paths, all together, in bytes; 0 with an external builder, which
+    /// cannot be asked.
+    ///
+    /// # Errors
+    /// What Nix says, and [`Error::Cancelled`].
+    pub async fn nar_size(
+        &self,
+        paths: &[StorePath],
+        cancel: &CancellationToken,
+    ) -> Result<u64, Error> {
+        let mut total = 0_u64;
+        if self.0.external_builder.is_none() {
+            for paths in nix_cli::calls(paths, 1) {
+                let output = run(&self.0, &mut nix_cli::sizes(paths), paths, cancel).await?;
+                let answer = String::from_utf8_lossy(&output.stdout);
+                total = total.saturating_add(nix_cli::total_size(&answer));
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// One realisation: for whom the programs run, and until when.
+struct Realisation<'a> {
+    options: &'a RealiserOptions,
+    roots: &'a GcRoots,
+    cancel: &'a CancellationToken,
+}
+
+/// What the root of a closure-info holds besides the object itself.
+enum Held {
+    /// What it refers to, as Nix has it registered. An object that nixpkgs' `closureInfo`
+    /// built refers to every path that it lists. One made otherwise need not, and then the
+    /// collector would take paths from under a running container.
+    ByReference(Closure),
+    /// Whatever it lists and is in the store: the builder stands for Nix, and cannot be asked.
+    IfPresent,
+}
+
+impl Realisation<'_> {
+    async fn closure_info(&self, path: &StorePath) -> Result<Held, Error> {
+        let link = self.roots.closure_info_link();
+        if self.options.external_builder.is_some() {
+            self.builder(path, &link).await?;
+            return Ok(Held::IfPresent);
+        }
+        let subject = std::slice::from_ref(path);
+        let before = changed(path.as_path()).ok();
+        let realise = async {
+            self.run(&mut nix_cli::realise(subject, &link), subject)
+                .await
+        };
+        // The references of a store object never change, so that it need not be realised first
+        // to ask for them. What counts is that it is the same object afterwards: had it been
+        // deleted and fetched anew, it would have been changed since.
+        let (realised, early) = tokio::join!(realise, async {
+            match before {
+                Some(_) => self.references(path).await.ok(),
+                None => None,
+            }
+        });
+        realised?;
+        match early {
+            Some(references) if changed(path.as_path()).ok() == before => {
+                Ok(Held::ByReference(references))
+            }
+            _ => self.references(path).await.map(Held::ByReference),
         }
     }
 
-    async fn realise_one(&self, path: &StorePath, link: &Path) -> Result<(), Error> {
-        let mut command = match &self.0.external_builder {
-            Some(builder) => {
-                let mut command = Command::new(builder);
-                command.args([link.as_os_str(), path.as_path().as_os_str()]);
-                command
-            }
-            None => realise_command(std::slice::from_ref(path), link),
-        };
-        self.run(&mut command, std::slice::from_ref(path)).await?;
-        Ok(())
+    async fn references(&self, path: &StorePath) -> Result<Closure, Error> {
+        let subject = std::slice::from_ref(path);
+        let output = self.run(&mut nix_cli::registration(path), subject).await?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        let references = nix_cli::references(&self.options.store_dir, path, &answer)?;
+        // Where Nix does not answer as expected, every path gets a root of its own.
+        Ok(references.unwrap_or_default())
     }
 
-    async fn realise_all(&self, closure: &Closure, roots: &GcRoots) -> Result<(), Error> {
-        if self.0.external_builder.is_some() {
-            for path in closure.paths() {
-                self.realise_one(path, &roots.link_of(path)).await?;
+    /// Realises paths that get a root each.
+    async fn paths(&self, closure: &Closure) -> Result<(), Error> {
+        let paths = closure.paths();
+        if self.options.external_builder.is_some() {
+            for path in paths {
+                self.builder(path, &self.roots.link_of(path)).await?;
             }
             return Ok(());
         }
-        for (call, paths) in calls(closure.paths(), MAX_ARGUMENT_BYTES)
+        let at_once = calls_at_once(paths);
+        let calls: Vec<_> = nix_cli::calls(paths, at_once)
             .into_iter()
             .enumerate()
-        {
-            self.run(&mut realise_command(paths, &roots.paths_link(call)), paths)
-                .await?;
+            .collect();
+        for calls in calls.chunks(at_once) {
+            let calls = calls.iter().map(|&(number, paths)| async move {
+                let mut command = nix_cli::realise(paths, &self.roots.paths_link(number));
+                self.run(&mut command, paths).await
+            });
+            try_join_all(calls).await?;
         }
         Ok(())
     }
 
-    /// The paths of `closure` that the root of `closure_info` does not keep alive.
-    ///
-    /// An object that nixpkgs' `closureInfo` built refers to every path that it
-    /// lists. One made otherwise need not, and then the collector would take
-    /// paths from under a running container.
-    async fn not_held_by(
-        &self,
-        closure_info: &StorePath,
-        closure: &Closure,
-    ) -> Result<Closure, Error> {
-        if self.0.external_builder.is_some() {
-            // The builder stands for Nix: its link holds what it has provided.
-            return Ok(closure
-                .paths()
-                .iter()
-                .filter(|path| !exists(path))
-                .cloned()
-                .collect());
+    async fn builder(&self, path: &StorePath, link: &Path) -> Result<(), Error> {
+        if let Some(builder) = &self.options.external_builder {
+            let mut command = Command::new(builder);
+            command.args([link.as_os_str(), path.as_path().as_os_str()]);
+            self.run(&mut command, std::slice::from_ref(path)).await?;
         }
-        let subject = std::slice::from_ref(closure_info);
-        let mut query = Command::new(NIX_STORE);
-        query
-            .args(["--query", "--requisites"])
-            .args(as_paths(subject));
-        let output = self.run(&mut query, subject).await?;
-        let held =
-            Closure::parse_list(&self.0.store_dir, &String::from_utf8_lossy(&output.stdout))?;
-        Ok(closure
-            .paths()
-            .iter()
-            .filter(|path| held.paths().binary_search(path).is_err())
-            .cloned()
-            .collect())
+        Ok(())
     }
 
     async fn run(&self, command: &mut Command, subject: &[StorePath]) -> Result<Output, Error> {
-        let program = self.program();
-        debug!(%program, paths = subject.len(), "calling");
-        let describe = || describe(subject);
-        match process::run(command, self.0.timeout).await {
-            Ok(output) if output.status.success() => Ok(output),
-            Ok(output) => Err(Error::Failed {
-                program,
-                subject: describe(),
-                status: output.status,
-                stderr: output.stderr,
-            }),
-            Err(Stopped::TimedOut(stderr)) => Err(Error::TimedOut {
-                program,
-                subject: describe(),
-                after: self.0.timeout.unwrap_or_default(),
-                stderr,
-            }),
-            Err(Stopped::Io(reason)) => Err(Error::Start { program, reason }),
-        }
+        run(self.options, command, subject, self.cancel).await
     }
+}
 
-    fn program(&self) -> String {
-        match &self.0.external_builder {
-            Some(builder) => shorten(&builder.to_string_lossy()),
-            None => format!("`{NIX_STORE}`"),
-        }
+/// How many calls of Nix make the roots of these paths in the shortest time.
+///
+/// What is to be fetched goes into one call: Nix sees to it that no path is fetched twice and
+/// how many are fetched at once.
+fn calls_at_once(paths: &[StorePath]) -> usize {
+    if !paths.iter().all(exists) {
+        return 1;
+    }
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    processors.min(paths.len() / MIN_PATHS_A_CALL).max(1)
+}
+
+async fn run(
+    options: &RealiserOptions,
+    command: &mut Command,
+    subject: &[StorePath],
+    cancel: &CancellationToken,
+) -> Result<Output, Error> {
+    let program = program(options);
+    debug!(%program, paths = subject.len(), "calling");
+    match process::run(command, options.timeout, cancel).await {
+        Ok(output) if output.status.success() => Ok(output),
+        Ok(output) => Err(Error::Failed {
+            program,
+            subject: describe(subject),
+            status: output.status,
+            stderr: output.stderr,
+        }),
+        Err(Stopped::TimedOut(stderr)) => Err(Error::TimedOut {
+            program,
+            subject: describe(subject),
+            after: options.timeout.unwrap_or_default(),
+            stderr,
+        }),
+        Err(Stopped::Cancelled) => Err(Error::Cancelled),
+        Err(Stopped::Io(reason)) => Err(Error::Start { program, reason }),
+    }
+}
+
+fn program(options: &RealiserOptions) -> String {
+    match &options.external_builder {
+        Some(builder) => shorten(&builder.to_string_lossy()),
+        None => format!("`{NIX_STORE}`"),
     }
 }
 
@@ -189,39 +317,6 @@ fn union(one: Closure, other: Closure) -> Result<Closure, Error> {
         .chain(other)
         .collect::<Closure>()
         .check_size()
-}
-
-fn realise_command(paths: &[StorePath], link: &Path) -> Command {
-    let mut command = Command::new(NIX_STORE);
-    command
-        .arg("--realise")
-        .args(as_paths(paths))
-        .arg("--add-root")
-        .arg(link);
-    command
-}
-
-fn as_paths(paths: &[StorePath]) -> impl Iterator<Item = &Path> {
-    paths.iter().map(StorePath::as_path)
-}
-
-/// Splits the paths into calls of at most `budget` bytes of arguments each.
-fn calls(paths: &[StorePath], budget: usize) -> Vec<&[StorePath]> {
-    let mut calls = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (at, path) in paths.iter().enumerate() {
-        // The kernel counts the closing zero and the pointer too.
-        let cost = path.as_str().len() + 1 + size_of::<usize>();
-        if bytes + cost > budget && at > start {
-            calls.push(&paths[start..at]);
-            (start, bytes) = (at, 0);
-        }
-        bytes += cost;
-    }
-    if start < paths.len() {
-        calls.push(&paths[start..]);
-    }
-    calls
 }
 
 fn describe(paths: &[StorePath]) -> String {
@@ -237,6 +332,14 @@ fn exists(path: &StorePath) -> bool {
     fs::symlink_metadata(path.as_path()).is_ok()
 }
 
+/// When an inode last changed, in seconds and nanoseconds. A store object that is built or
+/// fetched changes then, whatever modification time Nix gives it, and never again.
+type Changed = (i64, i64);
+
+fn changed(path: &Path) -> io::Result<Changed> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.ctime(), metadata.ctime_nsec()))
+}
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -280,10 +383,11 @@ mod tests {
             &self,
             builder: &str,
             layer: &LayerClosure,
-        ) -> (Result<Closure, Error>, GcRoots) {
+        ) -> (Result<Realised, Error>, GcRoots) {
             let realiser = self.realiser(builder);
             let roots = realiser.roots(self.dir.path().join("gcroots/7"));
-            (realiser.realise(layer, &roots).await, roots)
+            let cancel = CancellationToken::new();
+            (realiser.realise(layer, &roots, &cancel).await, roots)
         }
     }
 
@@ -294,10 +398,12 @@ mod tests {
             closure_info: None,
             paths: [store.path(B), store.path(A)].into_iter().collect(),
         };
-        let (closure, roots) = store
+        let (realised, roots) = store
             .realise(r#"echo x > "$2" && ln -s "$2" "$1""#, &layer)
             .await;
-        assert_eq!(closure.unwrap(), layer.paths);
+        let realised = realised.unwrap();
+        assert_eq!(realised.closure, layer.paths);
+        assert_eq!(realised.fetched, layer.paths.paths());
         assert_eq!(roots.read().unwrap(), Some(layer.paths));
     }
 
@@ -312,9 +418,12 @@ mod tests {
             r#"case "$2" in *-a) mkdir "$2" && echo {} > "$2/store-paths";; *) echo x > "$2";; esac; ln -s "$2" "$1""#,
             store.path(B)
         );
-        let (closure, roots) = store.realise(&builder, &layer).await;
+        let (realised, roots) = store.realise(&builder, &layer).await;
         let expected: Closure = [store.path(B)].into_iter().collect();
-        assert_eq!(closure.unwrap(), expected);
+        let realised = realised.unwrap();
+        assert_eq!(realised.closure, expected);
+        // The closure-info itself was fetched too.
+        assert_eq!(realised.fetched, [store.path(B), store.path(A)]);
         assert_eq!(roots.read().unwrap(), Some(expected));
     }
 
@@ -331,9 +440,9 @@ mod tests {
             r#"case "$2" in *-a) mkdir "$2" && echo {} > "$2/store-paths";; *) echo x > "$2";; esac; ln -s "$2" "$1""#,
             store.path(B)
         );
-        let (closure, roots) = store.realise(&builder, &layer).await;
+        let (realised, roots) = store.realise(&builder, &layer).await;
         let union: Closure = [store.path(B), store.path(C)].into_iter().collect();
-        assert_eq!(closure.unwrap(), union);
+        assert_eq!(realised.unwrap().closure, union);
         assert_eq!(roots.read().unwrap(), Some(union));
     }
 
@@ -349,8 +458,8 @@ mod tests {
             ("sleep 100", "did not end within 1 s"),
             ("exit 0", "does not exist"),
         ] {
-            let (closure, _) = store.realise(builder, &layer).await;
-            let message = closure.unwrap_err().to_string();
+            let (realised, _) = store.realise(builder, &layer).await;
+            let message = realised.unwrap_err().to_string();
             assert!(
                 message.contains(expected) && message.contains("builder"),
                 "{message}"
@@ -363,7 +472,7 @@ mod tests {
         });
         let roots = realiser.roots(store.dir.path().join("gcroots/8"));
         let message = realiser
-            .realise(&layer, &roots)
+            .realise(&layer, &roots, &CancellationToken::new())
             .await
             .unwrap_err()
             .to_string();
@@ -373,19 +482,60 @@ mod tests {
         );
     }
 
-    #[test]
-    fn calls_keep_every_path_in_order_within_the_budget() {
-        let store_dir = StoreDir::default();
-        let paths: Vec<_> = (0..100)
-            .map(|n| store_dir.parse(&format!("/nix/store/{A}-{n}")).unwrap())
-            .collect();
-        for budget in [1, 500, 100_000] {
-            let calls = calls(&paths, budget);
-            assert_eq!(calls.concat(), paths);
-            assert!(calls.iter().all(|call| !call.is_empty()));
-        }
-        assert_eq!(calls(&paths, 100_000).len(), 1);
-        assert_eq!(calls(&paths, 1).len(), 100);
-        assert!(calls(&[], 1).is_empty());
+    #[tokio::test]
+    async fn what_is_there_already_is_present_and_not_fetched() {
+        let store = Store::new();
+        let realiser = store.realiser(r#"ln -s "$2" "$1""#);
+        let present = |closure_info: Option<&str>, paths: &[&str]| {
+            realiser.is_present(&LayerClosure {
+                closure_info: closure_info.map(|base| store.path(base)),
+                paths: paths.iter().map(|base| store.path(base)).collect(),
+            })
+        };
+        assert!(!present(None, &[C]));
+        assert!(!present(Some(A), &[]));
+        fs::write(store.path(C).as_path(), "").unwrap();
+        assert!(present(None, &[C]));
+        assert!(!present(None, &[B, C]));
+        let info = store.path(A);
+        fs::create_dir(info.as_path()).unwrap();
+        let list = |bases: &[&str]| {
+            let lines: String = bases
+                .iter()
+                .map(|base| format!("{}\n", store.path(base)))
+                .collect();
+            fs::write(info.as_path().join("store-paths"), lines).unwrap();
+        };
+        list(&[B]);
+        assert!(!present(Some(A), &[C]));
+        list(&[C]);
+        assert!(present(Some(A), &[C]));
+        assert!(!present(Some(A), &[B]));
+
+        // Later than the clock of the file system has its next tick.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let layer = LayerClosure {
+            closure_info: Some(info),
+            paths: Closure::default(),
+        };
+        let (realised, _) = store.realise(r#"ln -s "$2" "$1""#, &layer).await;
+        assert!(realised.unwrap().fetched.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_realisation_says_so() {
+        let store = Store::new();
+        let layer = LayerClosure {
+            closure_info: None,
+            paths: [store.path(A)].into_iter().collect(),
+        };
+        let realiser = store.realiser("sleep 100");
+        let roots = realiser.roots(store.dir.path().join("gcroots/7"));
+        let cancel = CancellationToken::new();
+        let (realised, ()) = tokio::join!(realiser.realise(&layer, &roots, &cancel), async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            cancel.cancel();
+        });
+        assert!(matches!(realised, Err(Error::Cancelled)));
     }
 }

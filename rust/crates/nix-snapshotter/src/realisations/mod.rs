@@ -1,0 +1,285 @@
+//! Realisations for calls that come and go: who shares one, who has to wait, what is left.
+//!
+//! A realisation that has something to fetch is shared by all calls that ask for the same
+//! closure meanwhile, and only a limited number of them run at once, in the order in
+//! which they were asked for. One that finds everything in the store only makes GC
+//! roots, which are its own call's, and waits for nobody.
+//!
+//! ```text
+//!  call ──┐  Arc                    Weak
+//!  call ──┼──────▶ SharedRealisation ◀── the table, by closure
+//!  call ──┘          │         ▲
+//!             cancels│         │ outcome
+//!                    ▼         │
+//!                   the task: turn → Nix, into the directories of an id of its own
+//! ```
+//! The task belongs to no call. It is cancelled when the last one has gone away, at whatever
+//! point that is; the id goes when Nix and its children have ended, and with it everything
+//! that was made. When it succeeds, the first call that wakes takes the id with its roots for its own
+//! snapshot. The others have theirs made on what is present then.
+
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use nix_store::{Closure, LayerClosure, Realiser, StorePath};
+use snapshots::{Reservation, Snapshotter};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, watch},
+    time,
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use tracing::{debug, warn};
+
+pub(crate) use self::stats::RealisationStats;
+use self::stats::{Counted, Counters};
+use crate::error::Error;
+
+/// How long cancelled realisations are waited for when the daemon ends.
+const LAST_TASKS: Duration = Duration::from_secs(5);
+
+/// The id of a snapshot to be, and the closure that its GC roots hold.
+pub(crate) struct RealisedLayer {
+    pub(crate) reservation: Reservation,
+    pub(crate) closure: Closure,
+}
+
+/// All realisations of the daemon.
+pub(crate) struct Realisations {
+    snapshots: Arc<Snapshotter>,
+    realiser: Realiser,
+    /// A permit for each realisation that may fetch at once.
+    turns: Semaphore,
+    /// Those that calls share.
+    shared: Mutex<HashMap<LayerClosure, Weak<SharedRealisation>>>,
+    counters: Counters,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// A realisation as its calls hold it.
+struct SharedRealisation {
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// The last call that goes away cancels the task.
+    _cancel: DropGuard,
+}
+
+/// What the task of a realisation ends with. The layer is for one call.
+type Outcome = Result<Mutex<Option<RealisedLayer>>, Arc<nix_store::Error>>;
+
+/// Whether a realisation has to wait for its turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Needed,
+    NotNeeded,
+}
+
+impl Realisations {
+    /// At most `max_fetching` realisations that have something to fetch will run at once.
+    pub(crate) fn new(
+        snapshots: Arc<Snapshotter>,
+        realiser: Realiser,
+        max_fetching: u16,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            snapshots,
+            realiser,
+            turns: Semaphore::new(max_fetching.into()),
+            shared: Mutex::default(),
+            counters: Counters::default(),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        })
+    }
+
+    pub(crate) fn stats(&self) -> RealisationStats {
+        self.counters.snapshot()
+    }
+
+    /// Has the store paths of a layer provided and held. Nothing is left of it if this is dropped.
+    pub(crate) async fn realise(
+        self: &Arc<Self>,
+        layer: &Arc<LayerClosure>,
+    ) -> Result<RealisedLayer, Error> {
+        loop {
+            let realisation = if self.is_present(layer).await? {
+                Arc::new_cyclic(|own| self.begin(layer, own, Turn::NotNeeded))
+            } else {
+                self.share(layer)
+            };
+            if let Some(realised) = realisation.outcome().await? {
+                return Ok(realised);
+            }
+            // Another call has it. Its roots may go at any time: nothing is taken for granted.
+        }
+    }
+
+    async fn is_present(&self, layer: &Arc<LayerClosure>) -> Result<bool, Error> {
+        let (realiser, layer) = (self.realiser.clone(), Arc::clone(layer));
+        Ok(tokio::task::spawn_blocking(move || realiser.is_present(&layer)).await?)
+    }
+
+    /// The realisation of this closure that is under way, or a new one.
+    fn share(self: &Arc<Self>, layer: &Arc<LayerClosure>) -> Arc<SharedRealisation> {
+        let mut shared = self.shared();
+        if let Some(found) = shared.get(&**layer).and_then(Weak::upgrade) {
+            debug!("waiting for a realisation that is under way");
+            return found;
+        }
+        let new = Arc::new_cyclic(|own| self.begin(layer, own, Turn::Needed));
+        shared.insert((**layer).clone(), Arc::downgrade(&new));
+        new
+    }
+
+    /// From now on, whoever asks for this closure begins anew.
+    fn unshare(&self, layer: &LayerClosure, own: &Weak<SharedRealisation>) {
+        let mut shared = self.shared();
+        // Where all calls had gone away, another may have begun anew already.
+        if shared.get(layer).is_some_and(|found| found.ptr_eq(own)) {
+            shared.remove(layer);
+        }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, HashMap<LayerClosure, Weak<SharedRealisation>>> {
+        // A panic cannot leave the table half changed.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        layer: &Arc<LayerClosure>,
+        own: &Weak<SharedRealisation>,
+        turn: Turn,
+    ) -> SharedRealisation {
+        let cancel = self.shutdown.child_token();
+        let (sender, outcome) = watch::channel(None);
+        let (this, layer, own) = (Arc::clone(self), Arc::clone(layer), own.clone());
+        let task_cancel = cancel.clone();
+        self.tasks.spawn(async move {
+            let (outcome, fetched) = match this.run(&layer, turn, &task_cancel).await {
+                Ok((realised, fetched)) => (Ok(Mutex::new(Some(realised))), fetched),
+                Err(error) => (Err(Arc::new(error)), Vec::new()),
+            };
+            this.unshare(&layer, &own);
+            // Where all calls have gone away, it ends here.
+            let _ = sender.send(Some(outcome));
+            drop(sender);
+            this.measure(&fetched).await;
+        });
+        SharedRealisation {
+            outcome,
+            _cancel: cancel.drop_guard(),
+        }
+    }
+
+    /// Realises a layer into directories of its own, of which nothing is left if that fails.
+    async fn run(
+        &self,
+        layer: &LayerClosure,
+        turn: Turn,
+        cancel: &CancellationToken,
+    ) -> Result<(RealisedLayer, Vec<StorePath>), nix_store::Error> {
+        let result = self.run_in_turn(layer, turn, cancel).await;
+        let ended = match &result {
+            Ok(_) => &self.counters.succeeded,
+            Err(nix_store::Error::Cancelled) => &self.counters.cancelled,
+            Err(_) => &self.counters.failed,
+        };
+        ended.fetch_add(1, Relaxed);
+        result
+    }
+
+    async fn run_in_turn(
+        &self,
+        layer: &LayerClosure,
+        turn: Turn,
+        cancel: &CancellationToken,
+    ) -> Result<(RealisedLayer, Vec<StorePath>), nix_store::Error> {
+        let _turn = match turn {
+            Turn::Needed => Some(self.turn(cancel).await?),
+            Turn::NotNeeded => None,
+        };
+        let reservation = self.snapshots.reserve();
+        let roots = self.realiser.roots(reservation.attachment_dir());
+        let running = Counted::in_(&self.counters.running);
+        let start = Instant::now();
+        let result = self.realiser.realise(layer, &roots, cancel).await;
+        drop(running);
+        let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.counters.nanoseconds.fetch_add(nanoseconds, Relaxed);
+        match result {
+            Ok(realised) => {
+                let fetched = realised.fetched;
+                self.counters.paths.fetch_add(fetched.len() as u64, Relaxed);
+                let closure = realised.closure;
+                Ok((
+                    RealisedLayer {
+                        reservation,
+                        closure,
+                    },
+                    fetched,
+                ))
+            }
+            Err(error) => {
+                // It deletes, which blocks. Whoever hears of the failure finds nothing left.
+                let _ = tokio::task::spawn_blocking(|| drop(reservation)).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn turn(
+        &self,
+        cancel: &CancellationToken,
+    ) -> Result<SemaphorePermit<'_>, nix_store::Error> {
+        let _waiting = Counted::in_(&self.counters.waiting);
+        tokio::select! {
+            // It is never closed.
+            Ok(permit) = self.turns.acquire() => Ok(permit),
+            () = cancel.cancelled() => Err(nix_store::Error::Cancelled),
+        }
+    }
+
+    /// Counts the size of what was fetched. No call waits for this.
+    async fn measure(&self, fetched: &[StorePath]) {
+        match self.realiser.nar_size(fetched, &self.shutdown).await {
+            Ok(bytes) => {
+                self.counters.bytes.fetch_add(bytes, Relaxed);
+            }
+            Err(error) => debug!(%error, "what was fetched is not counted"),
+        }
+    }
+
+    /// Cancels all realisations, and waits until they have ended and nothing is left of them.
+    pub(crate) async fn shut_down(&self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        if time::timeout(LAST_TASKS, self.tasks.wait()).await.is_err() {
+            warn!("a realisation has not ended after it was cancelled");
+        }
+    }
+}
+
+impl SharedRealisation {
+    /// Waits for the outcome; `None` when another call has taken the layer.
+    async fn outcome(&self) -> Result<Option<RealisedLayer>, Error> {
+        let mut receiver = self.outcome.clone();
+        let outcome = receiver.wait_for(Option::is_some).await;
+        match outcome.ok().as_deref() {
+            Some(Some(Ok(layer))) => {
+                Ok(layer.lock().unwrap_or_else(PoisonError::into_inner).take())
+            }
+            Some(Some(Err(error))) => Err(Arc::clone(error).into()),
+            Some(None) | None => Err(Error::NoOutcome),
+        }
+    }
+}
