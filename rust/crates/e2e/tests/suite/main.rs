@@ -5,6 +5,7 @@ mod closures;
 mod garbage;
 mod lifecycle;
 mod load;
+mod realisations;
 mod restart;
 mod run;
 mod service;
