@@ -7,6 +7,8 @@
 //! * [`process`]: programs that end with the value that holds them, and bounded waiting.
 //! * [`containerd`], [`daemon`]: the two servers, each with files and sockets of its own.
 //! * [`snapshots`], [`transfer`]: clients of containerd's services.
+//! * [`mounting`]: mounts of snapshots, as containerd makes them.
+//! * [`conformance`]: what containerd asks of a snapshotter, for any of them.
 //! * [`store`]: store objects of the tests' own, built by Nix.
 //! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
 //! * [`measure`]: what `make bench` measures.
@@ -17,11 +19,13 @@
 //! or Nix. Every value that starts a process, makes a mount or a GC root undoes that
 //! when it is dropped, after a failed test too.
 
+pub mod conformance;
 pub mod containerd;
 pub mod daemon;
 pub mod host;
 pub mod image;
 pub mod measure;
+pub mod mounting;
 pub mod node;
 pub mod process;
 mod runtime;

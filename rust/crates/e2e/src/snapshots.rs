@@ -7,16 +7,20 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use containerd_client::services::v1::snapshots::{
-    CleanupRequest, CommitSnapshotRequest, ListSnapshotsRequest, MountsRequest,
-    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest,
-    UsageRequest, ViewSnapshotRequest, snapshots_client::SnapshotsClient,
+    CleanupRequest, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
+    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest,
+    ViewSnapshotRequest, snapshots_client::SnapshotsClient,
 };
 pub use containerd_client::{
     services::v1::snapshots::{Info, Kind, UsageResponse},
     types::Mount,
 };
 use prost_types::FieldMask;
-use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
+use tonic::{
+    Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataValue,
+    transport::Channel,
+};
+use tonic_prost::ProstCodec;
 
 use crate::runtime;
 
@@ -26,9 +30,26 @@ const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// Labels as tests write them.
 pub type Labels<'a> = &'a [(&'a str, &'a str)];
 
+/// The request of Commit as it is since containerd 2.2; that of `containerd-client` 0.9 lacks the
+/// parent.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CommitSnapshotRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    key: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: HashMap<String, String>,
+    #[prost(string, tag = "5")]
+    parent: String,
+}
+
 /// A client of one Snapshots service.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
+    channel: Channel,
     client: SnapshotsClient<Channel>,
     snapshotter: String,
     namespace: Option<String>,
@@ -73,10 +94,12 @@ impl Snapshots {
     }
 
     fn new(socket: &Path, snapshotter: &str, namespace: Option<&str>) -> Result<Self> {
-        let client = SnapshotsClient::new(runtime::connect(socket)?)
+        let channel = runtime::connect(socket)?;
+        let client = SnapshotsClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         Ok(Self {
+            channel,
             client,
             snapshotter: snapshotter.to_owned(),
             namespace: namespace.map(str::to_owned),
@@ -156,13 +179,37 @@ impl Snapshots {
     /// # Errors
     /// The status that the service answers with.
     pub fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<(), Status> {
+        self.commit_onto("", name, key, labels)
+    }
+
+    /// Commits an active snapshot under a name, and onto a parent where it was made without one
+    /// (containerd 2.2).
+    ///
+    /// # Errors
+    /// The status that the service answers with.
+    pub fn commit_onto(
+        &self,
+        parent: &str,
+        name: &str,
+        key: &str,
+        labels: Labels,
+    ) -> Result<(), Status> {
         let request = self.request(CommitSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             name: name.to_owned(),
             key: key.to_owned(),
             labels: owned(labels),
+            parent: parent.to_owned(),
         });
-        runtime::wait(self.client.clone().commit(request))?;
+        let path = PathAndQuery::from_static("/containerd.services.snapshots.v1.Snapshots/Commit");
+        let mut grpc = Grpc::new(self.channel.clone()).max_encoding_message_size(MAX_MESSAGE);
+        runtime::wait(async {
+            grpc.ready()
+                .await
+                .map_err(|error| Status::unavailable(error.to_string()))?;
+            grpc.unary(request, path, ProstCodec::<_, ()>::default())
+                .await
+        })?;
         Ok(())
     }
 
@@ -208,15 +255,47 @@ impl Snapshots {
     /// # Errors
     /// As for [`Snapshots::stat`].
     pub fn update(&self, info: Info, mask: Option<&[&str]>) -> Result<Info, Status> {
-        let request = self.request(UpdateSnapshotRequest {
+        self.send_update(UpdateSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             info: Some(info),
             update_mask: mask.map(|paths| FieldMask {
                 paths: paths.iter().map(|&path| path.to_owned()).collect(),
             }),
-        });
+        })
+    }
+
+    /// Sends an update that does not say of what.
+    ///
+    /// # Errors
+    /// As for [`Snapshots::stat`].
+    pub fn update_nothing(&self) -> Result<Info, Status> {
+        self.send_update(UpdateSnapshotRequest::default())
+    }
+
+    fn send_update(&self, request: UpdateSnapshotRequest) -> Result<Info, Status> {
+        let request = self.request(request);
         let answer = runtime::wait(self.client.clone().update(request))?;
         answer.into_inner().info.ok_or_else(no_info)
+    }
+
+    /// Calls `each` with everything that any of the filters matches, while the answer comes in.
+    ///
+    /// # Errors
+    /// The status that the service answers with, and those of `each`.
+    pub fn walk(
+        &self,
+        filters: &[&str],
+        mut each: impl FnMut(Info) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        let request = self.request(ListSnapshotsRequest {
+            snapshotter: self.snapshotter.clone(),
+            filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
+        });
+        let mut messages = runtime::wait(self.client.clone().list(request))?.into_inner();
+        while let Some(message) = runtime::wait(messages.message())? {
+            message.info.into_iter().try_for_each(&mut each)?;
+        }
+        Ok(())
     }
 
     /// Lists what any of the filters matches, in all messages of the answer.
@@ -224,18 +303,12 @@ impl Snapshots {
     /// # Errors
     /// The status that the service answers with.
     pub fn list(&self, filters: &[&str]) -> Result<Vec<Info>, Status> {
-        let request = self.request(ListSnapshotsRequest {
-            snapshotter: self.snapshotter.clone(),
-            filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
-        });
-        runtime::wait(async {
-            let mut messages = self.client.clone().list(request).await?.into_inner();
-            let mut found = Vec::new();
-            while let Some(message) = messages.message().await? {
-                found.extend(message.info);
-            }
-            Ok(found)
-        })
+        let mut found = Vec::new();
+        self.walk(filters, |info| {
+            found.push(info);
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// The names of what any of the filters matches, sorted.

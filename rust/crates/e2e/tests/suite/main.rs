@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod closures;
+mod conformance;
+mod contract;
 mod garbage;
 mod lifecycle;
 mod load;
