@@ -88,6 +88,18 @@ impl Layer {
         self.entry(name, EntryType::Regular, mode, content)
     }
 
+    /// Adds a symbolic link.
+    ///
+    /// # Errors
+    /// A name is too long.
+    pub fn link(mut self, name: &str, target: &str) -> Result<Self> {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Symlink);
+        header.set_size(0);
+        self.tar.append_link(&mut header, name, target)?;
+        Ok(self)
+    }
+
     fn entry(mut self, name: &str, kind: EntryType, mode: u32, content: &[u8]) -> Result<Self> {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
@@ -135,8 +147,14 @@ impl Image {
 
     /// What a container runs.
     #[must_use]
-    pub fn entrypoint(mut self, words: &[&str]) -> Self {
-        self.config["Entrypoint"] = json!(words);
+    pub fn entrypoint(self, words: &[&str]) -> Self {
+        self.setting("Entrypoint", json!(words))
+    }
+
+    /// Sets a field of the config that containers are made from.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: Value) -> Self {
+        self.config[name] = value;
         self
     }
 

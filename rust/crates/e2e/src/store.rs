@@ -82,6 +82,28 @@ impl Store {
         Ok(Object { path, root })
     }
 
+    /// Adds this many small files to the store, which these roots hold, and gives their paths.
+    ///
+    /// # Errors
+    /// What Nix says.
+    pub fn many(&self, number: usize) -> Result<Vec<String>> {
+        let name = unique("many");
+        let dir = self.roots.join(format!("{name}-files"));
+        fs::create_dir(&dir)?;
+        let mut add = Command::new("nix-store");
+        add.arg("--add");
+        for number in 0..number {
+            let file = dir.join(format!("many-{number}"));
+            fs::write(&file, format!("{name} {number}\n"))?;
+            add.arg(file);
+        }
+        let paths: Vec<_> = succeed(&mut add)?.lines().map(str::to_owned).collect();
+        let mut hold = Command::new("nix-store");
+        hold.arg("--add-root").arg(self.roots.join(name));
+        succeed(hold.arg("--realise").args(&paths))?;
+        Ok(paths)
+    }
+
     /// Builds a closure-info: a directory with the closure of `objects` in its file `store-paths`.
     ///
     /// # Errors

@@ -75,10 +75,21 @@ impl From<nix_store::Error> for Error {
     }
 }
 
+/// Endings by which containerd takes a FailedPrecondition for another error (errdefs `errgrpc`, 2.0 to
+/// 2.4), and which the words of Nix, of a builder or of the kernel may have.
+const OTHER_MEANINGS: [&str; 2] = [": conflict", ": not modified"];
+
 impl From<Error> for Status {
     /// The code, and the error with its causes as the message.
     fn from(error: Error) -> Self {
-        Self::new(error.code(), chain(&error))
+        let mut message = chain(&error);
+        if OTHER_MEANINGS
+            .iter()
+            .any(|ending| message.ends_with(ending))
+        {
+            message.push('.');
+        }
+        Self::new(error.code(), message)
     }
 }
 
