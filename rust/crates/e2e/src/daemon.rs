@@ -5,9 +5,10 @@ use std::{
     ffi::OsString,
     fs,
     io::ErrorKind,
-    os::unix::net::UnixDatagram,
+    os::unix::{net::UnixDatagram, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
+    thread,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::{
-    host::Host,
+    host::{Host, unique},
     process::{self, Process, poll},
     snapshots::Snapshots,
 };
@@ -25,6 +26,9 @@ pub const START_BOUND: Duration = Duration::from_secs(20);
 
 /// How long the daemon may take to end once nothing is in flight any more.
 pub const STOP_BOUND: Duration = Duration::from_secs(20);
+
+/// In the environment of a daemon, and so of all that it starts: which daemon it is.
+const MARK: &str = "E2E_DAEMON";
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -121,7 +125,22 @@ impl Config {
         Ok(fs::write(self.file(), text)?)
     }
 
-    fn spawn(&self) -> Result<(Process, UnixDatagram)> {
+    /// The files of the metadata store.
+    ///
+    /// # Errors
+    /// The root cannot be read.
+    pub fn metadata(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for name in names(&self.root)? {
+            let file = self.root.join(&name);
+            if file.is_file() && name != "lock" {
+                files.push(file);
+            }
+        }
+        Ok(files)
+    }
+
+    fn spawn(&self, mark: &str) -> Result<(Process, UnixDatagram)> {
         self.write_file()?;
         let notify = self.dir.join("notify");
         match fs::remove_file(&notify) {
@@ -135,7 +154,8 @@ impl Config {
         command
             .arg("--config")
             .arg(self.file())
-            .env("NOTIFY_SOCKET", &notify);
+            .env("NOTIFY_SOCKET", &notify)
+            .env(MARK, mark);
         command.envs(&self.environment);
         let process = Process::spawn("nix-snapshotter", &mut command, &self.dir.join("log"))?;
         Ok((process, notified))
@@ -146,7 +166,7 @@ impl Config {
     /// # Errors
     /// It serves, or does not end by itself, or dies otherwise than by saying why.
     pub fn refused(&self) -> Result<String> {
-        let (mut process, notified) = self.spawn()?;
+        let (mut process, notified) = self.spawn("refused")?;
         let status = process.wait(START_BOUND)?;
         ensure!(
             status.code().is_some_and(|code| code != 0 && code != 101),
@@ -157,6 +177,19 @@ impl Config {
             "a daemon that refused had notified systemd"
         );
         Ok(process.log())
+    }
+
+    /// Starts a daemon and kills it after a while, ready or not.
+    ///
+    /// # Errors
+    /// It cannot be started, or has ended by itself.
+    pub fn start_and_kill(&self, after: Duration) -> Result<Descendants> {
+        let mark = unique("daemon");
+        let (process, notified) = self.spawn(&mark)?;
+        let mut daemon = Daemon::new(self, process, notified, mark);
+        thread::sleep(after);
+        daemon.kill()?;
+        Ok(daemon.descendants)
     }
 
     /// What is kept on the disk below the root for one snapshot or another.
@@ -189,6 +222,29 @@ pub struct Daemon {
     config: Config,
     process: Process,
     notified: UnixDatagram,
+    descendants: Descendants,
+}
+
+/// Whatever a daemon has started, which may outlive it.
+#[derive(Clone, Debug)]
+pub struct Descendants {
+    mark: String,
+}
+
+impl Descendants {
+    /// Waits until none is left.
+    ///
+    /// # Errors
+    /// Names those that are left after `bound`.
+    pub fn end(&self, bound: Duration) -> Result<()> {
+        let variable = format!("{MARK}={}", self.mark);
+        let mut left = Vec::new();
+        poll("the end of what the daemon has started", bound, || {
+            left = process::with_variable(&variable)?;
+            Ok(process::when(left.is_empty()))
+        })
+        .with_context(|| format!("{left:?}"))
+    }
 }
 
 impl Daemon {
@@ -197,14 +253,20 @@ impl Daemon {
     /// # Errors
     /// It ends, or is not ready within [`START_BOUND`].
     pub fn start(config: &Config) -> Result<Self> {
-        let (process, notified) = config.spawn()?;
-        let mut daemon = Self {
+        let mark = unique("daemon");
+        let (process, notified) = config.spawn(&mark)?;
+        let mut daemon = Self::new(config, process, notified, mark);
+        daemon.notified("READY=1", START_BOUND)?;
+        Ok(daemon)
+    }
+
+    fn new(config: &Config, process: Process, notified: UnixDatagram, mark: String) -> Self {
+        Self {
             config: config.clone(),
             process,
             notified,
-        };
-        daemon.notified("READY=1", START_BOUND)?;
-        Ok(daemon)
+            descendants: Descendants { mark },
+        }
     }
 
     /// Waits until the daemon has told systemd this.
@@ -283,14 +345,25 @@ impl Daemon {
         Ok(())
     }
 
-    /// Kills it.
+    /// Kills it, but not what it has started.
     ///
     /// # Errors
-    /// It has ended.
+    /// It has ended by itself.
     pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
-        self.wait(STOP_BOUND)?;
+        let status = self.wait(STOP_BOUND)?;
+        ensure!(
+            status.signal() == Some(Signal::KILL.as_raw()),
+            "the daemon had ended with {status}: {}",
+            self.log()
+        );
         Ok(())
+    }
+
+    /// What it has started.
+    #[must_use]
+    pub fn descendants(&self) -> &Descendants {
+        &self.descendants
     }
 
     /// Starts it again, after its end.

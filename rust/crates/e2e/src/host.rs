@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
 use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
@@ -23,6 +24,8 @@ const CLI: &str = "NIX2CONTAINER_BIN";
 const FIXTURES: &str = "NIX_SNAPSHOTTER_FIXTURES";
 /// Set for a long run of the tests whose strength is in repetition.
 const SOAK: &str = "NIX_SNAPSHOTTER_SOAK";
+/// Repeats the random choices of a test that has failed.
+const SEED: &str = "NIX_SNAPSHOTTER_SEED";
 
 /// Programs that tests call by name.
 const TOOLS: [&str; 6] = [
@@ -150,6 +153,21 @@ impl Host {
             Some(_) => soak,
             None => test,
         }
+    }
+
+    /// Random choices, which a failed test names and its next run can be told to repeat.
+    ///
+    /// # Errors
+    /// The environment names a seed that is none.
+    pub fn random(&self) -> Result<Rng> {
+        let seed = match env::var(SEED) {
+            Ok(seed) => seed
+                .parse()
+                .with_context(|| format!("{SEED}={seed} is not a number"))?,
+            Err(_) => fastrand::u64(..),
+        };
+        eprintln!("repeat its choices with {SEED}={seed}");
+        Ok(Rng::with_seed(seed))
     }
 
     /// The daemon to test.

@@ -12,6 +12,8 @@
 //! * [`store`]: store objects of the tests' own, built by Nix.
 //! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
 //! * [`measure`]: what `make bench` measures.
+//! * [`worker`]: a client of a daemon that is killed under it.
+//! * [`invariants`]: what holds of a daemon at rest, whatever has happened to it before.
 //! * [`node`]: the two servers together, and the images that tests run on them.
 //!
 //! It depends on no other crate of the workspace: it knows the programs by their
@@ -26,9 +28,11 @@ pub mod host;
 pub mod image;
 pub mod measure;
 pub mod mounting;
+pub mod invariants;
 pub mod node;
 pub mod process;
 mod runtime;
 pub mod snapshots;
 pub mod store;
 pub mod transfer;
+pub mod worker;

@@ -60,6 +60,29 @@ pub fn is_alive(pid: u32) -> bool {
         .is_some_and(|zombie| !zombie)
 }
 
+/// The processes that have `variable`, as `NAME=value`, in the environment that they were started
+/// with, zombies aside: each as its number and command line.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn with_variable(variable: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let dir = entry?.path();
+        // Of a zombie it is empty, and a process may end meanwhile.
+        let environment = fs::read(dir.join("environ")).unwrap_or_default();
+        if environment
+            .split(|byte| *byte == 0)
+            .any(|entry| entry == variable.as_bytes())
+        {
+            let command = fs::read(dir.join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            found.push(format!("{} {command}", dir.display()));
+        }
+    }
+    Ok(found)
+}
+
 /// Sends a signal to a process that the caller knows to be its own.
 ///
 /// # Errors

@@ -61,21 +61,8 @@ impl Store {
 
     fn build_with(&self, name: &str, script: &str, inputs: &[&str]) -> Result<Object> {
         let root = self.roots.join(unique(name));
-        let inputs = inputs
-            .iter()
-            .map(|path| format!("(builtins.storePath {path}) "));
         let mut nix = Command::new("nix-build");
-        nix.args(["--expr", EXPRESSION, "--arg", "inputs"])
-            .arg(format!("[{}]", inputs.collect::<String>()))
-            .args(["--argstr", "name", name, "--argstr", "script", script])
-            .args([
-                "--argstr",
-                "token",
-                &unique(name),
-                "--argstr",
-                "busybox",
-                &self.busybox,
-            ])
+        nix.args(self.derivation(name, script, inputs))
             .arg("--out-link")
             .arg(&root);
         let path = succeed(&mut nix)?.trim_end().to_owned();
@@ -104,6 +91,43 @@ impl Store {
         Ok(paths)
     }
 
+    /// Makes a derivation as [`Store::build`] does, without building it: gives the derivation,
+    /// held by a root of the test's, and the store path that it would build.
+    ///
+    /// # Errors
+    /// What Nix says.
+    pub fn plan(&self, name: &str, script: &str) -> Result<(Object, String)> {
+        let root = self.roots.join(unique(name));
+        let mut nix = Command::new("nix-instantiate");
+        nix.args(self.derivation(name, script, &[]))
+            .args(["--indirect", "--add-root"])
+            .arg(&root);
+        succeed(&mut nix)?;
+        let path = fs::read_link(&root)?.to_string_lossy().into_owned();
+        let mut query = Command::new("nix-store");
+        let output = succeed(query.args(["--query", "--outputs", &path]))?;
+        Ok((Object { path, root }, output.trim_end().to_owned()))
+    }
+
+    /// The arguments that describe a derivation to `nix-build` and `nix-instantiate`.
+    fn derivation(&self, name: &str, script: &str, inputs: &[&str]) -> Vec<String> {
+        let inputs = inputs
+            .iter()
+            .map(|path| format!("(builtins.storePath {path}) "));
+        let inputs = format!("[{}]", inputs.collect::<String>());
+        let mut arguments = vec!["--expr".to_owned(), EXPRESSION.to_owned()];
+        arguments.extend(["--arg".to_owned(), "inputs".to_owned(), inputs]);
+        for (argument, value) in [
+            ("name", name),
+            ("script", script),
+            ("token", &unique(name)),
+            ("busybox", &self.busybox),
+        ] {
+            arguments.extend(["--argstr", argument, value].map(str::to_owned));
+        }
+        arguments
+    }
+
     /// Builds a closure-info: a directory with the closure of `objects` in its file `store-paths`.
     ///
     /// # Errors
@@ -120,6 +144,20 @@ impl Store {
         let script = format!("$busybox mkdir $out; echo '{lines}' > $out/store-paths");
         self.build_with("closure-info", &script, &paths)
     }
+}
+
+/// Writes the closures of `objects` into a binary cache, and gives the settings that make it the
+/// only substituter, for the variable `NIX_CONFIG`.
+///
+/// # Errors
+/// What Nix says.
+pub fn binary_cache(dir: &Path, objects: &[&Object]) -> Result<String> {
+    let url = format!("file://{}", dir.display());
+    let mut copy = Command::new("nix");
+    copy.args(["--extra-experimental-features", "nix-command"])
+        .args(["copy", "--no-check-sigs", "--to", &url]);
+    succeed(copy.args(objects.iter().map(|object| object.path())))?;
+    Ok(format!("substituters = {url}\nrequire-sigs = false"))
 }
 
 /// A store object that a root of the test's holds until it is released.

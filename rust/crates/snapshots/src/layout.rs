@@ -40,10 +40,18 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Deletes what no snapshot owns, and begins to count above `sequence` and whatever could not
-    /// be deleted.
-    pub(crate) fn repair(&self, stored: &BTreeSet<Id>, sequence: Id) -> Result<()> {
-        let found = self.ids()?;
+    /// Deletes the directories among `found` that are not of `stored` snapshots, and begins to count
+    /// above every id that was given before: `note` is told the highest one before the last trace
+    /// of it goes.
+    ///
+    /// A process that the caller had started may have outlived the crash, and put something into
+    /// the attachment directory of its id at any later time. No other snapshot may ever have that.
+    pub(crate) fn repair(
+        &self,
+        found: &BTreeSet<Id>,
+        stored: &BTreeSet<Id>,
+        note: impl FnOnce(Id) -> Result<Id>,
+    ) -> Result<()> {
         let orphans: Vec<Id> = found.difference(stored).copied().collect();
         if !orphans.is_empty() {
             tracing::info!(
@@ -51,8 +59,10 @@ impl Layout {
                 "deleting directories that belong to no snapshot"
             );
         }
-        orphans.into_iter().for_each(|id| self.delete(id));
-        let highest = found.last().copied().unwrap_or(sequence).max(sequence);
+        // The layers first: the note may need the space on a disk that is full.
+        orphans.iter().for_each(|id| self.delete_snapshot(*id));
+        let highest = note(found.last().copied().unwrap_or(Id(0)))?;
+        orphans.iter().for_each(|id| self.delete_attachment(*id));
         self.next.store(highest.0 + 1, Ordering::Relaxed);
         Ok(())
     }

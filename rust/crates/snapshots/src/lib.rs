@@ -34,8 +34,10 @@
 //! deletes what has no row.
 //!
 //! Directories are made under their final names. A name made up for the time being, and a rename
-//! at the end, would add nothing: one process does not give an id twice, and the next begins to
-//! count above every id that was published or has a directory still.
+//! at the end, would add nothing: an id is given once. The next process begins to count above every
+//! id that was published or has a directory still, and notes the highest of them in the store
+//! before it deletes the last directory that tells of it: what a killed process had started may
+//! live on, and put attachments under an id of that process much later.
 //!
 //! What containerd writes into a layer is not synced here. It has its own switch for that
 //! (`image_pull_with_sync_fs`).

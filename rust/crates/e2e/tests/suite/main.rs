@@ -4,6 +4,8 @@ mod bad_input;
 mod closures;
 mod conformance;
 mod contract;
+mod crash;
+mod faults;
 mod garbage;
 mod lifecycle;
 mod load;

@@ -74,7 +74,7 @@ impl Snapshotter {
             Store::create(&root)?;
         }
         let store = Store::open(&root)?;
-        layout.repair(&store.ids()?, store.sequence()?)?;
+        layout.repair(&layout.ids()?, &store.ids()?, |id| store.note_given(id))?;
         Ok(Self {
             store,
             layout: Arc::new(layout),

@@ -102,9 +102,16 @@ fn damaged(key: &str) -> impl FnOnce(Malformed) -> Error {
 }
 
 impl Store {
-    /// The highest id that was ever published.
-    pub(crate) fn sequence(&self) -> Result<Id> {
-        self.meta(SEQUENCE).map(Id)
+    /// Notes that `id` was given, and tells the highest id that was noted or published ever.
+    pub(crate) fn note_given(&self, id: Id) -> Result<Id> {
+        let sequence = self.meta(SEQUENCE).map(Id)?;
+        if id <= sequence {
+            return Ok(sequence);
+        }
+        self.write("note an id", |tables| {
+            tables.meta.insert(SEQUENCE, id.0)?;
+            Ok(id)
+        })
     }
 
     /// The ids of all snapshots.

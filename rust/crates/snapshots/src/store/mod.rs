@@ -32,7 +32,7 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// In `META`: the version of the tables and of what they hold.
 const SCHEMA: &str = "schema";
 const SCHEMA_VERSION: u64 = 1;
-/// In `META`: the highest id that was ever published.
+/// In `META`: the highest id that was published, or found on the disk after a crash.
 const SEQUENCE: &str = "sequence";
 
 /// The first bytes of a redb file.
