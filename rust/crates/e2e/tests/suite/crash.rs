@@ -17,6 +17,7 @@ use e2e::{
     host::{Host, test},
     image::{NIX_CLOSURE, NIX_STORE_PATH},
     invariants,
+    process::{SETTLE, poll, when},
     store::{Object, Store, collect_garbage},
     worker::{LayerLabels, Outages, Way, Worker},
 };
@@ -191,6 +192,52 @@ fn soak_what_was_acknowledged_outlives_a_kill() {
         }
         invariants::check(&daemon)?;
         ensure!(config.kept()? == empty, "{:?}", config.kept());
+        Ok(())
+    });
+}
+
+/// `nix-store --realise` makes the directory of its root anew where that was deleted.
+#[test]
+fn a_nix_process_of_a_killed_daemon_gives_its_root_to_no_other_snapshot() {
+    test(|host| {
+        let store = Store::new(host)?;
+        let slow = store.build("slow", "$busybox mkdir $out", &[])?;
+        let other = store.build("other", "echo content > $out", &[])?;
+        let go = host.dir().join("go");
+        let config = Config::new(host, "daemon")
+            .line(invariants::CONFIG)
+            .builder(&format!(
+                r#"case "$2" in *-slow) until [ -e {} ]; do sleep 0.02; done;; esac
+exec nix-store --realise "$2" --add-root "$1""#,
+                go.display()
+            ))?;
+        let mut daemon = Daemon::start(&config)?;
+        let label = format!("{NIX_STORE_PATH}0");
+        let lost = daemon
+            .snapshots()?
+            .begin_prepare("lost", "", &[(&*label, slow.path())]);
+        poll("the builder", SETTLE, || {
+            Ok(when(!config.kept()?.gc_roots.is_empty()))
+        })?;
+        let orphans = daemon.descendants().clone();
+        // At the second start, nothing on the disk tells of the first daemon's reservation.
+        for _ in 0..2 {
+            daemon.kill()?;
+            daemon.start_again()?;
+            ensure!(config.kept()?.gc_roots.is_empty());
+        }
+        ensure!(lost.answer().is_err());
+
+        let snapshots = daemon.snapshots()?;
+        snapshots.layer("other", "", &[(&*label, other.path())])?;
+        fs::write(&go, "")?;
+        orphans.end(SETTLE)?;
+        ensure!(config.kept()?.gc_roots.len() == 2, "{:?}", config.kept());
+        let mounts = snapshots.view("view", "other", &[])?;
+        let targets: Vec<_> = mounts[1..].iter().map(|mount| &*mount.target).collect();
+        ensure!(targets == [other.path()], "{targets:?}");
+        // Its clean-up takes away what the process has left.
+        invariants::check(&daemon)?;
         Ok(())
     });
 }
