@@ -3,8 +3,9 @@
 use std::{
     fs,
     os::unix::fs::symlink,
+    path::PathBuf,
     sync::{
-        RwLock,
+        Mutex, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -13,18 +14,24 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::{
+    containerd::{Containerd, NIX},
     daemon::{Config, Daemon},
     host::{Host, test},
-    image::{NIX_CLOSURE, NIX_STORE_PATH},
+    image::{Layer, NIX_CLOSURE, NIX_STORE_PATH},
     invariants,
+    node::{BUSYBOX, Node, busybox_image, reference},
     process::{SETTLE, poll, when},
-    store::{Object, Store, collect_garbage},
-    worker::{LayerLabels, Outages, Way, Worker},
+    snapshots::Snapshots,
+    store::{Object, Store, binary_cache, collect_garbage},
+    worker::{AWAY_BOUND, LayerLabels, Outages, Way, Worker},
 };
 use fastrand::Rng;
 
 /// How long a daemon serves before it is killed, in milliseconds.
 const LIFE_MS: u64 = 250;
+
+/// The same under pulls and containers, which take longer.
+const PULL_MS: u64 = 800;
 
 /// How long one that is killed while it starts may live: beyond the time that a start takes.
 const START_MS: u64 = 40;
@@ -191,6 +198,250 @@ fn soak_what_was_acknowledged_outlives_a_kill() {
             worker.clear()?;
         }
         invariants::check(&daemon)?;
+        ensure!(config.kept()? == empty, "{:?}", config.kept());
+        Ok(())
+    });
+}
+
+/// An image that a client pulls, runs and removes.
+struct Image {
+    reference: String,
+    archive: PathBuf,
+    /// What prints "content" in a container of it.
+    command: Vec<String>,
+    /// Unknown after a call that a kill has cut off.
+    present: Option<bool>,
+}
+
+impl Image {
+    fn new(host: &Host, name: &str, layer: Layer, file: &str) -> Result<Self> {
+        let reference = reference(name);
+        Ok(Self {
+            archive: busybox_image(host, &reference, [layer])?,
+            reference,
+            command: [BUSYBOX, "cat", file].map(str::to_owned).into(),
+            present: Some(false),
+        })
+    }
+
+    /// One of each sort: ordinary, and Nix layers in either format and in both at once.
+    fn of_each_sort(host: &Host, store: &Store) -> Result<(Vec<Self>, Vec<Object>)> {
+        let file = store.build("file", "echo content > $out", &[])?;
+        let script = format!("$busybox mkdir $out; echo {file} > $out/reference");
+        let dir = store.build("dir", &script, &[&file])?;
+        let info = store.closure_info(&[&dir])?;
+        let ordinary = Layer::default().file("file", 0o644, b"content\n")?;
+        let per_path = Layer::per_path(&[dir.path(), file.path()])?;
+        let closure = Layer::default()
+            .dir("x")?
+            .annotation(NIX_CLOSURE, info.path());
+        let both = Layer::per_path(&[file.path()])?.annotation(NIX_CLOSURE, info.path());
+        let images = vec![
+            Self::new(host, "ordinary", ordinary, "/file")?,
+            Self::new(host, "per-path", per_path, file.path())?,
+            Self::new(host, "closure", closure, file.path())?,
+            Self::new(host, "both", both, file.path())?,
+        ];
+        Ok((images, vec![file, dir, info]))
+    }
+
+    fn run(&self, containerd: &Containerd) -> Result<()> {
+        let command: Vec<_> = self.command.iter().map(|word| &**word).collect();
+        let ended = containerd.run(NIX, &self.reference, &command)?;
+        ensure!(ended.success()? == "content\n", "{}", self.reference);
+        Ok(())
+    }
+}
+
+/// A client that pulls, runs and removes images.
+struct Puller<'a> {
+    containerd: &'a Containerd,
+    outages: &'a Outages,
+    /// By containerd's own unpacker; else by `nix2container load`.
+    transfer: bool,
+    images: Vec<Image>,
+    random: Rng,
+}
+
+impl Puller<'_> {
+    fn step(&mut self) -> Result<()> {
+        let since = self.outages.now();
+        let at = self.random.usize(0..self.images.len());
+        let image = &mut self.images[at];
+        let (what, then) = match image.present {
+            Some(true) if self.random.bool() => ("run", Some(true)),
+            Some(true) => ("remove", Some(false)),
+            Some(false) | None => ("pull", Some(true)),
+        };
+        let containerd = self.containerd;
+        let done = match what {
+            "run" => image.run(containerd),
+            "remove" => containerd.remove_image(&image.reference),
+            _ if self.transfer => containerd.import(NIX, &image.archive),
+            _ => containerd.load(NIX, &image.archive),
+        };
+        match done {
+            Ok(()) => image.present = then,
+            Err(error) if !self.outages.excuse(since) => {
+                return Err(error.context(format!("cannot {what} {}", image.reference)));
+            }
+            Err(_) if what == "run" => {}
+            Err(_) => image.present = None,
+        }
+        Ok(())
+    }
+
+    /// Checks that each image which was acknowledged is there and runs, and no other.
+    fn verify(&self) -> Result<()> {
+        let names = self.containerd.images()?;
+        for image in &self.images {
+            let Some(present) = image.present else {
+                continue;
+            };
+            ensure!(names.contains(&image.reference) == present, "{names:?}");
+            if present {
+                image.run(self.containerd)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pulls what is not known to be there, runs all, and removes all.
+    fn finish(&mut self) -> Result<()> {
+        for image in &self.images {
+            if image.present != Some(true) {
+                self.containerd.import(NIX, &image.archive)?;
+            }
+            image.run(self.containerd)?;
+            self.containerd.remove_image(&image.reference)?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until containerd, which does not connect at once, reaches the daemon again.
+fn reached(snapshots: &Snapshots) -> Result<()> {
+    poll("containerd's connection to the daemon", AWAY_BOUND, || {
+        Ok(when(snapshots.list(&[]).is_ok()))
+    })
+}
+
+/// Checks that containerd and the daemon have the same snapshots: the daemon's names are
+/// `<namespace>/<n>/<name in containerd>` (`core/metadata`).
+fn agree(containerd: &Containerd, daemon: &Daemon) -> Result<()> {
+    // containerd's collector asks a snapshotter only after a removal, and does not repeat what
+    // failed while the daemon was away (`core/metadata`, `dirtySS`).
+    let client = containerd.snapshots(NIX)?;
+    client.prepare("removal", "", &[("containerd.io/gc.root", "true")])?;
+    client.remove("removal")?;
+    containerd.collect_garbage()?;
+    let ours = invariants::check(daemon)?;
+    let mut ours: Vec<_> = ours
+        .keys()
+        .filter_map(|name| name.splitn(3, '/').nth(2))
+        .collect();
+    ours.sort_unstable();
+    let theirs = client.names(&[])?;
+    ensure!(ours == theirs, "the daemon has {ours:?}, containerd {theirs:?}");
+    Ok(())
+}
+
+#[test]
+fn soak_containerd_and_the_daemon_agree_after_kills() {
+    test(|host| {
+        let mut random = host.random()?;
+        let store = Store::new(host)?;
+        let (first, mut objects) = Image::of_each_sort(host, &store)?;
+        let (second, more) = Image::of_each_sort(host, &store)?;
+        objects.extend(more);
+        // What no image holds is collected, and each pull fetches it again.
+        let cache = binary_cache(
+            &host.dir().join("cache"),
+            &objects.iter().collect::<Vec<_>>(),
+        )?;
+        let config = Config::new(host, "daemon")
+            .line(invariants::CONFIG)
+            .environment("NIX_CONFIG", cache);
+        let Node {
+            containerd,
+            mut daemon,
+        } = Node::start_with(host, &config)?;
+        let empty = config.kept()?;
+
+        let layers: Vec<LayerLabels> = vec![
+            vec![],
+            vec![(NIX_CLOSURE.to_owned(), objects[2].path().to_owned())],
+        ];
+        let held = &first[1];
+        containerd.import(NIX, &held.archive)?;
+        let container =
+            containerd.run_detached(NIX, &[], &held.reference, &[BUSYBOX, "sleep", "100000"])?;
+        let read: Vec<_> = held.command.clone();
+        let read: Vec<_> = read.iter().map(|word| &**word).collect();
+        let goes_on = || -> Result<()> {
+            ensure!(container.exec(&read)? == "content\n");
+            Ok(())
+        };
+        objects.iter().try_for_each(Object::release)?;
+
+        let load = Load::default();
+        let client = containerd.snapshots(NIX)?;
+        let mut worker = Worker::new(
+            "raw",
+            Way::Containerd,
+            client.clone(),
+            &load.outages,
+            &layers,
+            random.fork(),
+        );
+        let puller = |transfer, images, random| Puller {
+            containerd: &containerd,
+            outages: &load.outages,
+            transfer,
+            images,
+            random,
+        };
+        let first = Mutex::new(puller(true, first, random.fork()));
+        let second = Mutex::new(puller(false, second, random.fork()));
+        let lock = |puller| -> Result<_> {
+            let puller: &Mutex<Puller<'_>> = puller;
+            puller.lock().map_err(|_| anyhow!("a client panicked"))
+        };
+        let clients: Vec<Box<dyn FnMut() -> Result<()> + Send>> = vec![
+            Box::new(|| worker.step()),
+            Box::new(|| lock(&first)?.step()),
+            Box::new(|| lock(&second)?.step()),
+        ];
+        let mut orphans = Vec::new();
+        load.run(clients, host.repetitions(12, 300), || {
+            sleep_up_to(&mut random, PULL_MS);
+            orphans.push(daemon.descendants().clone());
+            load.outages.begin();
+            kill(&mut daemon, &mut random)?;
+            goes_on()?;
+            reached(&client)?;
+            load.outages.end();
+            if random.u32(0..3) > 0 {
+                return Ok(());
+            }
+
+            let _rest = load.rest.write();
+            for descendants in orphans.drain(..) {
+                descendants.end(ORPHAN_BOUND)?;
+            }
+            agree(&containerd, &daemon)?;
+            lock(&first)?.verify()?;
+            lock(&second)?.verify()?;
+            collect_garbage()?;
+            goes_on()?;
+            agree(&containerd, &daemon)
+        })?;
+        worker.verify()?;
+        worker.clear()?;
+        container.remove()?;
+        lock(&first)?.finish()?;
+        lock(&second)?.finish()?;
+        agree(&containerd, &daemon)?;
         ensure!(config.kept()? == empty, "{:?}", config.kept());
         Ok(())
     });
