@@ -232,8 +232,9 @@ impl Image {
         let info = store.closure_info(&[&dir])?;
         let ordinary = Layer::default().file("file", 0o644, b"content\n")?;
         let per_path = Layer::per_path(&[dir.path(), file.path()])?;
+        // containerd knows a layer by its content, whatever is annotated.
         let closure = Layer::default()
-            .dir("x")?
+            .dir(&info.path()[1..].replace('/', "-"))?
             .annotation(NIX_CLOSURE, info.path());
         let both = Layer::per_path(&[file.path()])?.annotation(NIX_CLOSURE, info.path());
         let images = vec![
