@@ -1,4 +1,8 @@
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use nix_store::StorePath;
 use tonic::{Code, Status};
@@ -48,23 +52,23 @@ impl Error {
                 snapshots::Code::AlreadyExists => Code::AlreadyExists,
                 snapshots::Code::InvalidArgument => Code::InvalidArgument,
                 snapshots::Code::FailedPrecondition => Code::FailedPrecondition,
+                snapshots::Code::ResourceExhausted => Code::ResourceExhausted,
                 snapshots::Code::Internal => Code::Internal,
             },
-            Self::Nix(error) => match **error {
+            Self::Nix(error) => match &**error {
                 nix_store::Error::InvalidStorePath { .. }
                 | nix_store::Error::ClosureTooLarge
                 | nix_store::Error::NoStorePaths { .. } => Code::InvalidArgument,
                 nix_store::Error::TimedOut { .. } => Code::DeadlineExceeded,
                 // Whoever still waits is told so only when the daemon ends.
                 nix_store::Error::Cancelled => Code::Unavailable,
+                nix_store::Error::GcRoots { source, .. } => disk(source),
                 // Not NotFound: from Prepare, that would have the CRI unpack the image again.
                 _ => Code::FailedPrecondition,
             },
             Self::StoreObjectGone { .. } => Code::FailedPrecondition,
-            Self::StoreObject { .. }
-            | Self::MountPoint { .. }
-            | Self::Panicked(_)
-            | Self::NoOutcome => Code::Internal,
+            Self::StoreObject { source, .. } | Self::MountPoint { source, .. } => disk(source),
+            Self::Panicked(_) | Self::NoOutcome => Code::Internal,
         }
     }
 }
@@ -78,6 +82,14 @@ impl From<nix_store::Error> for Error {
 /// Endings by which containerd takes a FailedPrecondition for another error (errdefs `errgrpc`, 2.0 to
 /// 2.4), and which the words of Nix, of a builder or of the kernel may have.
 const OTHER_MEANINGS: [&str; 2] = [": conflict", ": not modified"];
+
+/// The code of what the file system says.
+fn disk(error: &io::Error) -> Code {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        _ => Code::Internal,
+    }
+}
 
 impl From<Error> for Status {
     /// The code, and the error with its causes as the message.

@@ -1,6 +1,6 @@
 //! The one error type of the crate.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use crate::model::Kind;
@@ -215,6 +215,8 @@ pub enum Code {
     InvalidArgument,
     /// The request does not fit the state that the snapshot is in.
     FailedPrecondition,
+    /// The disk, or somebody's share of it, is full.
+    ResourceExhausted,
     /// The disk, the kernel or the store failed.
     Internal,
 }
@@ -244,6 +246,10 @@ impl Error {
             | Self::StoreMissing { .. }
             | Self::NewerSchema { .. }
             | Self::Kernel { .. } => Code::FailedPrecondition,
+            Self::Io { source, .. } if is_full(source) => Code::ResourceExhausted,
+            Self::Store { source, .. } | Self::Unconfirmed { source, .. } if matches!(&**source, redb::Error::Io(source) if is_full(source)) => {
+                Code::ResourceExhausted
+            }
             Self::StoreDamaged { .. }
             | Self::Io { .. }
             | Self::Store { .. }
@@ -264,4 +270,11 @@ impl Error {
             source: source.into(),
         }
     }
+}
+
+fn is_full(source: &io::Error) -> bool {
+    matches!(
+        source.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
 }

@@ -269,7 +269,7 @@ fn a_full_disk_is_survived() {
     let made = (0..100).map(add).take_while(Result::is_ok).count();
     assert!((1..100).contains(&made), "{made}");
     let error = add(100).unwrap_err();
-    assert_eq!(error.code(), Code::Internal);
+    assert_eq!(error.code(), Code::ResourceExhausted);
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("No space left"), "{error}: {cause}");
 
