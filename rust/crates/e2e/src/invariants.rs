@@ -144,10 +144,7 @@ fn check_mounts(service: &Snapshots, info: &Info, all: &BTreeMap<String, Info>) 
         }
     }
     let targets: BTreeSet<_> = mounts[1..].iter().map(|m| m.target.clone()).collect();
-    ensure!(
-        targets == expected,
-        "mounted {targets:?}, not {expected:?}"
-    );
+    ensure!(targets == expected, "mounted {targets:?}, not {expected:?}");
     Ok(())
 }
 

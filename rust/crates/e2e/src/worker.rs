@@ -409,7 +409,10 @@ impl<'a> Worker<'a> {
 
 impl Known {
     fn check(&self, info: &Info) -> Result<()> {
-        ensure!(info.kind() == self.kind && info.parent == self.parent, "{info:?}");
+        ensure!(
+            info.kind() == self.kind && info.parent == self.parent,
+            "{info:?}"
+        );
         for (name, value) in &self.labels {
             ensure!(info.labels.get(name) == Some(value), "{info:?}");
         }

@@ -126,12 +126,12 @@ impl Layers {
         let derivations = host.dir().join("derivations");
         fs::create_dir(&derivations)?;
         for milliseconds in [0, 100, 300] {
-            let script = format!(
-                "$busybox usleep {}; echo built > $out",
-                milliseconds * 1000
-            );
+            let script = format!("$busybox usleep {}; echo built > $out", milliseconds * 1000);
             let (derivation, output) = store.plan("built", &script)?;
-            symlink(derivation.path(), derivations.join(&output[1..].replace('/', "-")))?;
+            symlink(
+                derivation.path(),
+                derivations.join(&output[1..].replace('/', "-")),
+            )?;
             labels.push(vec![path(0, &output), path(1, objects[1].path())]);
             objects.push(derivation);
         }
@@ -343,7 +343,10 @@ fn agree(containerd: &Containerd, daemon: &Daemon) -> Result<()> {
         .collect();
     ours.sort_unstable();
     let theirs = client.names(&[])?;
-    ensure!(ours == theirs, "the daemon has {ours:?}, containerd {theirs:?}");
+    ensure!(
+        ours == theirs,
+        "the daemon has {ours:?}, containerd {theirs:?}"
+    );
     Ok(())
 }
 
