@@ -1,13 +1,14 @@
 # Commands for development. Each calls a script in dev/, and everything they make lies under build/.
 #
-# SUITE=trixie|forky   the Debian suite whose containerd, runc and Nix are used (test: both unless given)
+# SUITE=trixie|forky   the Debian suite whose containerd, runc and Nix are used (test, soak: both unless given)
 # SANDBOX=auto|always|never   auto uses the tools on the PATH when they are there and new enough
+# FILTER=NAME          only the tests that have it in their names (test, soak)
 # PREFIX=DIRECTORY     where the programs are installed
 
 export PREFIX ?= build/bin
 
 .PHONY: all build nix-snapshotter nix2container start-containerd start-nix-snapshotter load-hello load-redis \
-	run-hello run-redis nsenter sandbox test lint fmt bench clean help
+	run-hello run-redis nsenter sandbox test soak lint fmt bench clean help
 
 all: build
 
@@ -37,6 +38,9 @@ sandbox: ## Make the root file system of SUITE
 
 test: ## Run all tests, on both suites
 	@dev/test $(SUITE)
+
+soak: ## Repeat for long what may fail once in many times: kills, damages
+	@dev/soak $(SUITE)
 
 lint: ## Run every check that is no test
 	@dev/lint
