@@ -36,11 +36,11 @@ pub(crate) struct Row<'a> {
 }
 
 /// Nanoseconds since 1970, which i64 holds until the year 2262.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Nanos(i64);
 
 impl Nanos {
-    pub(crate) fn now() -> Self {
+    fn now() -> Self {
         let signed = match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
             Ok(after) => i64::try_from(after.as_nanos()),
             Err(error) => i64::try_from(error.duration().as_nanos()).map(|before| -before),
@@ -135,6 +135,11 @@ impl<'a> Row<'a> {
 
     pub(crate) fn set_labels(&mut self, labels: &Labels) {
         self.labels = Cow::Owned(encode_labels(labels));
+    }
+
+    /// Notes a change of now, or of the creation where the clock was set back since.
+    pub(crate) fn touch(&mut self) {
+        self.updated = Nanos::now().max(self.created);
     }
 
     pub(crate) fn info(&self, name: &str) -> Result<Info, Malformed> {
@@ -270,6 +275,17 @@ mod tests {
                 Err(error) => -error.duration().as_nanos().cast_signed(),
             };
             assert_eq!(back, i128::from(nanos));
+        }
+    }
+
+    #[test]
+    fn a_change_is_not_earlier_than_the_snapshot() {
+        let mut row = Row::new(Id(1), Kind::Active, "", &Labels::new());
+        for (created, future) in [(Nanos(i64::MAX), true), (Nanos(0), false)] {
+            row.created = created;
+            row.touch();
+            assert_eq!(row.updated == created, future);
+            assert!(row.updated >= created);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{SEQUENCE, Stop, Store};
 use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage, masked_labels};
-use crate::row::{Malformed, Nanos, Row};
+use crate::row::{Malformed, Row};
 
 /// A snapshot that another has as its parent.
 struct Parent {
@@ -235,7 +235,7 @@ impl Store {
                 let mut row = decode(key, bytes.value())?;
                 let old = row.labels().map_err(damaged(key))?;
                 row.set_labels(&masked_labels(key, old, labels, paths)?);
-                row.updated = Nanos::now();
+                row.touch();
                 (row.id, row.info(key).map_err(damaged(key))?, row.encode())
             };
             tables.snapshots.insert(key, bytes.as_slice())?;
