@@ -1,6 +1,9 @@
 //! The life of the daemon: everything is checked and held before anybody is told that it serves.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use containerd_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
@@ -16,7 +19,18 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing::{debug_span, info, warn};
 
-use crate::{config::Config, grpc::MAX_MESSAGE, nix_snapshotter::NixSnapshotter, socket::Address};
+use crate::{
+    config::Config,
+    grpc::MAX_MESSAGE,
+    nix_snapshotter::NixSnapshotter,
+    socket::{self, Address},
+};
+
+/// How long an address may stay in use by a daemon that is gone.
+const HANDOVER: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the address is free.
+const HANDOVER_POLL: Duration = Duration::from_millis(20);
 
 /// Serves until SIGTERM or SIGINT, and then until requests in flight have ended or
 /// `shutdown_timeout` has passed.
@@ -28,7 +42,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     // The address before the root, so that a refusal leaves no root behind; but nobody can
     // connect before there is something to serve.
-    let address = Address::claim(&config.address, config.socket_group.as_deref())?;
+    let address = claim_address(config).await?;
     let service = open(config)?;
     let snapshotter = service.clone();
     let socket = address.listen()?;
@@ -67,6 +81,20 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     snapshotter.shut_down().await;
     info!(realisations = ?snapshotter.realisation_stats(), "stopped");
     Ok(())
+}
+
+/// Claims the socket's address, and with patience: a process that a killed daemon was just
+/// starting has its files open until its exec, and so holds its locks and its socket.
+async fn claim_address(config: &Config) -> Result<Address, socket::Error> {
+    let start = Instant::now();
+    loop {
+        match Address::claim(&config.address, config.socket_group.as_deref()) {
+            Err(socket::Error::InUse { .. }) if start.elapsed() < HANDOVER => {
+                tokio::time::sleep(HANDOVER_POLL).await;
+            }
+            claimed => return claimed,
+        }
+    }
 }
 
 /// Opens what is kept on disk; from here on, no other daemon can have this root.

@@ -162,13 +162,20 @@ fn soak_what_was_acknowledged_outlives_a_kill() {
 
         let load = Load::default();
         let mut workers = Vec::new();
-        for name in ["a", "b", "c"] {
+        // Without Nix, a client makes many more calls between two kills.
+        let plain = &layers.labels[..1];
+        for (name, layers) in [
+            ("nix-1", &*layers.labels),
+            ("nix-2", &*layers.labels),
+            ("plain-1", plain),
+            ("plain-2", plain),
+        ] {
             workers.push(Worker::new(
                 name,
                 Way::Direct,
                 daemon.snapshots()?,
                 &load.outages,
-                &layers.labels,
+                layers,
                 random.fork(),
             ));
         }
