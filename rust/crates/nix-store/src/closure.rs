@@ -51,12 +51,12 @@ impl Closure {
         Self(self.0.iter().filter(|path| !gone(path)).cloned().collect())
     }
 
-    /// Parses a list of store paths, one a line; empty lines do not count.
+    /// Parses a list of store paths, one a line as Unix ends lines; empty lines do not count.
     ///
     /// # Errors
     /// The errors of [`StoreDir::parse`], and [`Error::ClosureTooLarge`].
     pub fn parse_list(store_dir: &StoreDir, list: &str) -> Result<Self, Error> {
-        list.lines()
+        list.split('\n')
             .filter(|line| !line.is_empty())
             .map(|line| store_dir.parse(line))
             .collect::<Result<Self, Error>>()?

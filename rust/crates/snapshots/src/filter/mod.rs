@@ -143,9 +143,22 @@ fn regex(pattern: &str) -> Result<Option<Regex>> {
         Ok(regex) => Ok(Some(regex)),
         Err(regex::Error::CompiledTooBig(limit)) => Err(Error::FilterTooLarge {
             reason: format!(
-                "the regular expression {pattern:?} takes more than {limit} bytes of memory"
+                "the regular expression {:?} takes more than {limit} bytes of memory",
+                beginning(pattern)
             ),
         }),
         Err(_) => Ok(None),
     }
+}
+
+/// A filter, or a piece of one, for a message: that travels in an HTTP/2 header, where much more
+/// than this would not arrive.
+fn beginning(text: &str) -> String {
+    const LONGEST: usize = 512;
+    let mut beginning = text.to_owned();
+    if beginning.len() > LONGEST {
+        beginning.truncate(beginning.floor_char_boundary(LONGEST));
+        beginning.push('…');
+    }
+    beginning
 }

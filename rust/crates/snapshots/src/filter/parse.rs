@@ -16,7 +16,7 @@
 //! those of Go: `\a \b \f \n \r \t \v \\`, the quote itself, `\ooo`, `\xhh`, `\uhhhh` and
 //! `\Uhhhhhhhh`.
 
-use super::{Field, Selector, Test, regex};
+use super::{Field, Selector, Test, beginning, regex};
 use crate::error::{Error, Result};
 
 pub(super) fn filter(input: &str) -> Result<Vec<Selector>> {
@@ -188,14 +188,8 @@ impl<'a> Parser<'a> {
     }
 
     fn error(&self, offset: usize, reason: &'static str) -> Error {
-        // A message travels in an HTTP/2 header, where much more than this would not arrive.
-        let mut filter = self.input.to_owned();
-        if filter.len() > 512 {
-            filter.truncate(filter.floor_char_boundary(512));
-            filter.push('…');
-        }
         Error::FilterSyntax {
-            filter,
+            filter: beginning(self.input),
             offset,
             reason,
         }
