@@ -63,7 +63,7 @@ pub fn layer_closure<'a>(
             continue;
         }
         let path = store_dir.parse(value).map_err(|source| Error::Label {
-            label: label.to_owned(),
+            label: shorten(label),
             source,
         })?;
         if label == NIX_CLOSURE {

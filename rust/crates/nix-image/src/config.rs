@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::Value;
 
-use crate::{Digest, Error, Platform, manifest::null_is_default};
+use crate::{
+    Digest, Error, Platform,
+    error::{shorten, shorten_json},
+    manifest::null_is_default,
+};
 
 /// The image config: what a manifest's `config` refers to.
 ///
@@ -203,13 +207,15 @@ impl RuntimeConfig {
     /// [`Error::ConfigKey`] for a key that is unknown or given twice,
     /// [`Error::Config`] for what is not such an object.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
-        let config = |source| Error::Config { source };
+        let config = |source| Error::Config {
+            source: shorten_json(source),
+        };
         let given: serde_json::Map<String, Value> = serde_json::from_slice(json).map_err(config)?;
         let mut known = serde_json::Map::new();
         for (key, value) in given {
             let name = KEYS.iter().find(|name| name.eq_ignore_ascii_case(&key));
             let refuse = |reason| Error::ConfigKey {
-                key: key.clone(),
+                key: shorten(&key),
                 reason,
             };
             let name = name.ok_or_else(|| refuse("is unknown"))?;
@@ -236,8 +242,15 @@ impl RuntimeConfig {
         };
         let mut env = base.env;
         for entry in self.env {
-            match env.iter_mut().find(|old| name_of(old) == name_of(&entry)) {
-                Some(old) => *old = entry,
+            let name = name_of(&entry);
+            match env.iter().position(|old| name_of(old) == name) {
+                Some(at) => {
+                    // An environment with two values of one name means either to a program.
+                    let mut below = env.split_off(at);
+                    below.retain(|old| name_of(old) != name);
+                    env.push(entry);
+                    env.append(&mut below);
+                }
                 None => env.push(entry),
             }
         }

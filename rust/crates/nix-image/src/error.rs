@@ -16,7 +16,7 @@ pub enum Error {
     /// The value of a label that must be a store path is none.
     #[error("label {label} does not name a store path")]
     Label {
-        /// The label's name.
+        /// The label's name, shortened for display.
         label: String,
         /// Says what the value is and which rule it breaks.
         source: nix_store::Error,
@@ -57,11 +57,11 @@ pub enum Error {
 
     /// The config that a user gives has a key that cannot be.
     #[error(
-        "key `{key}` {reason}; the keys of a config are {}",
+        "key {key} {reason}; the keys of a config are {}",
         RuntimeConfig::known_keys()
     )]
     ConfigKey {
-        /// The key.
+        /// The key, shortened for display.
         key: String,
         /// What is wrong with it.
         reason: &'static str,
@@ -301,12 +301,34 @@ pub enum Error {
     },
 }
 
+/// Most characters that a message takes over from a document.
+const LONGEST: usize = 300;
+
 /// The text for an error message: quoted, escaped, and cut where a hostile document
 /// would flood it.
 pub(crate) fn shorten(text: &str) -> String {
-    const LONGEST: usize = 300;
     match text.char_indices().nth(LONGEST) {
         None => format!("{text:?}"),
         Some((cut, _)) => format!("{:?}… ({} bytes)", &text[..cut], text.len()),
     }
+}
+
+/// The beginning of a text whose pieces are quoted or escaped already.
+pub(crate) fn cut(text: String) -> String {
+    match text.char_indices().nth(LONGEST) {
+        None => text,
+        Some((cut, _)) => format!("{}… ({} bytes)", &text[..cut], text.len()),
+    }
+}
+
+/// The error, which repeats a value that is of another type than it should be, however long.
+pub(crate) fn shorten_json(error: serde_json::Error) -> serde_json::Error {
+    use serde::de::Error as _;
+
+    let text = error.to_string();
+    if text.char_indices().nth(LONGEST).is_none() {
+        return error;
+    }
+    let (line, column) = (error.line(), error.column());
+    serde_json::Error::custom(format!("{}, at line {line} column {column}", cut(text)))
 }

@@ -45,6 +45,10 @@ impl Reference {
     /// [`Error::Reference`] with the rule that the text breaks.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let parse = || -> Result<Self, String> {
+            let is_hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+            if text.len() == 64 && text.chars().all(is_hex) {
+                return Err("64 hexadecimal digits are the identifier of an image".to_owned());
+            }
             let (name, digest) = match text.split_once('@') {
                 None => (text, None),
                 Some((name, digest)) => {
@@ -113,7 +117,10 @@ impl Reference {
             _ => &self.path,
         };
         match self.domain.as_str() {
-            DEFAULT_DOMAIN => format!("{path}{}", self.object),
+            // Not where the first component would be read as a domain.
+            DEFAULT_DOMAIN if split_domain(path) == (DEFAULT_DOMAIN, path) => {
+                format!("{path}{}", self.object)
+            }
             domain => format!("{domain}/{}{}", self.path, self.object),
         }
     }
@@ -161,33 +168,36 @@ fn split_domain(name: &str) -> (&str, &str) {
 }
 
 fn check_domain(domain: &str) -> Result<(), String> {
-    let (host, port) = match domain
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once(']'))
-    {
-        Some((address, rest)) => {
-            if address.is_empty() || !address.chars().all(|c| c.is_ascii_hexdigit() || c == ':') {
-                return Err(format!("{address:?} is not an IPv6 address"));
-            }
-            ("", rest.strip_prefix(':'))
-        }
-        None => match domain.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (domain, None),
-        },
-    };
     let is_label = |label: &str| {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
             && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
     };
-    if !domain.starts_with('[') && !host.split('.').all(is_label) {
-        return Err(format!("{host:?} is not the name of a host"));
-    }
+    let is_address = |address: &str| {
+        !address.is_empty() && address.chars().all(|c| c.is_ascii_hexdigit() || c == ':')
+    };
+    let port = if let Some(rest) = domain.strip_prefix('[') {
+        match rest.split_once(']') {
+            Some((address, "")) if is_address(address) => None,
+            Some((address, port)) if is_address(address) && port.starts_with(':') => {
+                Some(&port[1..])
+            }
+            _ => return Err(format!("{} is not an IPv6 address", shorten(domain))),
+        }
+    } else {
+        let (host, port) = match domain.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (domain, None),
+        };
+        if !host.split('.').all(is_label) {
+            return Err(format!("{} is not the name of a host", shorten(host)));
+        }
+        port
+    };
     match port {
         Some(port) if port.is_empty() || !port.chars().all(|c| c.is_ascii_digit()) => {
-            Err(format!("{port:?} is not the number of a port"))
+            Err(format!("{} is not the number of a port", shorten(port)))
         }
         _ => Ok(()),
     }
@@ -210,7 +220,8 @@ fn check_path(path: &str) -> Result<(), String> {
         }
         if component.starts_with(is_separator) || component.ends_with(is_separator) {
             return Err(format!(
-                "{component:?} does not begin and end with a letter or digit"
+                "{} does not begin and end with a letter or digit",
+                shorten(component)
             ));
         }
         let separators = component.split(is_word);
@@ -219,7 +230,8 @@ fn check_path(path: &str) -> Result<(), String> {
             .all(|run| matches!(run, "" | "." | "_" | "__") || run.chars().all(|c| c == '-'))
         {
             return Err(format!(
-                "{component:?} has letters and digits apart by more than `.`, `_`, `__` or dashes"
+                "{} has letters and digits apart by more than `.`, `_`, `__` or dashes",
+                shorten(component)
             ));
         }
     }

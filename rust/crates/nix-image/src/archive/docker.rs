@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{
     Compression, Descriptor, Digest, Error, ImageConfig, Manifest,
     archive::{
-        ArchiveImage, DOCKER_MANIFEST, MAX_MANIFESTS,
+        ArchiveImage, DOCKER_MANIFEST, MAX_DOCKER_LAYERS, MAX_MANIFESTS,
         files::{Extent, Files},
         read::{Blob, add_image, parse},
     },
@@ -41,11 +41,18 @@ pub(super) fn open<R: Read + Seek>(
     let json = files.read_document(DOCKER_MANIFEST, list)?;
     let entries: Vec<Entry> = parse(&files.archive, DOCKER_MANIFEST, &json)?;
 
-    if entries.len() > MAX_MANIFESTS {
-        return Err(Error::NotAnImage {
-            archive: files.archive.clone(),
-            reason: format!("it lists more than {MAX_MANIFESTS} images"),
-        });
+    let names = entries.iter().map(|entry| entry.repo_tags.len().max(1));
+    let layers = entries.iter().map(|entry| entry.layers.len());
+    for (number, limit, what) in [
+        (names.sum::<usize>(), MAX_MANIFESTS, "images"),
+        (layers.sum(), MAX_DOCKER_LAYERS, "layers"),
+    ] {
+        if number > limit {
+            return Err(Error::NotAnImage {
+                archive: files.archive.clone(),
+                reason: format!("it lists more than {limit} {what}"),
+            });
+        }
     }
 
     let mut images = Vec::new();

@@ -36,6 +36,13 @@ const BLOBS: &str = "blobs/sha256/";
 /// Most manifests and indexes that are looked into, however they are nested.
 const MAX_MANIFESTS: usize = 1000;
 
+/// Most indexes that are nested in each other; images of several platforms have two.
+const MAX_NESTING: usize = 16;
+
+/// Most layers that the images of an archive of `docker save` name together. Its list
+/// names a layer in a few bytes, of which a descriptor makes some hundred.
+const MAX_DOCKER_LAYERS: usize = 50_000;
+
 /// Most bytes of a JSON document that is read into memory: manifests of 50,000
 /// store paths have 6 MiB, and registries refuse more than 4 to 8 MiB.
 const MAX_DOCUMENT_BYTES: u64 = 8 << 20;

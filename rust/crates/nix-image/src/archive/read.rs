@@ -10,12 +10,13 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     Base, Compression, Descriptor, Digest, Error, ImageConfig, Index, Manifest, Platform,
     archive::{
-        BLOBS, DOCKER_MANIFEST, INDEX, LAYOUT_VERSION, MAX_MANIFESTS, OCI_LAYOUT, docker,
+        BLOBS, DOCKER_MANIFEST, INDEX, LAYOUT_VERSION, MAX_MANIFESTS, MAX_NESTING, OCI_LAYOUT,
+        docker,
         files::{Extent, Files},
     },
     compression::DiffIdHasher,
     digest::Hasher,
-    error::shorten,
+    error::{cut, shorten, shorten_json},
     manifest::{IMAGE_NAME, REF_NAME},
 };
 
@@ -96,9 +97,8 @@ impl<R: Read + Seek> Archive<R> {
         let json = files.read_document(OCI_LAYOUT, layout)?;
         let layout: Layout = parse(&files.archive, OCI_LAYOUT, &json)?;
         if layout.image_layout_version != LAYOUT_VERSION {
-            let version = layout.image_layout_version;
-            let reason =
-                format!("its `{OCI_LAYOUT}` has version {version:?}, not {LAYOUT_VERSION}");
+            let version = shorten(&layout.image_layout_version);
+            let reason = format!("its `{OCI_LAYOUT}` has version {version}, not {LAYOUT_VERSION}");
             return Err(not_an_image(&files.archive, reason));
         }
         let index = files
@@ -125,7 +125,7 @@ impl<R: Read + Seek> Archive<R> {
         for descriptor in index.manifests {
             let name = image_name(&descriptor);
             let mut manifests = Vec::new();
-            archive.flatten(descriptor, &mut left, &mut manifests)?;
+            archive.flatten(descriptor, 0, &mut left, &mut manifests)?;
             add_image(&mut archive.images, name, manifests);
         }
         Ok(archive)
@@ -135,17 +135,25 @@ impl<R: Read + Seek> Archive<R> {
     fn flatten(
         &mut self,
         mut descriptor: Descriptor,
+        depth: usize,
         left: &mut usize,
         manifests: &mut Vec<Descriptor>,
     ) -> Result<(), Error> {
-        *left = left.checked_sub(1).ok_or_else(|| Error::NotAnImage {
+        let refuse = |reason| Error::NotAnImage {
             archive: self.files.archive.clone(),
-            reason: format!("it lists more than {MAX_MANIFESTS} manifests"),
-        })?;
+            reason,
+        };
+        *left = left
+            .checked_sub(1)
+            .ok_or_else(|| refuse(format!("it lists more than {MAX_MANIFESTS} manifests")))?;
+        if depth > MAX_NESTING {
+            let reason = format!("its indexes are nested more than {MAX_NESTING} deep");
+            return Err(refuse(reason));
+        }
         if descriptor.is_index() {
             let index: Index = self.document(&descriptor)?;
             for descriptor in index.manifests {
-                self.flatten(descriptor, left, manifests)?;
+                self.flatten(descriptor, depth + 1, left, manifests)?;
             }
         } else if descriptor.is_manifest() {
             if descriptor.platform.is_none() {
@@ -256,6 +264,15 @@ impl<R: Read + Seek> Archive<R> {
             });
         };
         let image = self.image(manifest)?;
+        // The index may have said otherwise; what is built on the image has its config's.
+        let found = image.config.platform();
+        if platform.suits(&found).is_none() {
+            return Err(Error::Platform {
+                archive: self.files.archive.clone(),
+                wanted: platform.to_string(),
+                found: list_platforms([&found].into_iter()),
+            });
+        }
         let mut compressions = Vec::new();
         for layer in &image.manifest.layers {
             compressions.push(self.layer_compression(layer)?);
@@ -437,7 +454,7 @@ fn list_platforms<'a>(platforms: impl Iterator<Item = &'a Platform>) -> String {
         .map(|platform| platform.to_string().escape_debug().to_string())
         .filter(|platform| platform != "unknown/unknown")
         .collect();
-    platforms.into_iter().collect::<Vec<_>>().join(", ")
+    cut(platforms.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 pub(super) fn parse<T: DeserializeOwned>(
@@ -448,7 +465,7 @@ pub(super) fn parse<T: DeserializeOwned>(
     serde_json::from_slice(json).map_err(|source| Error::Document {
         archive: archive.to_owned(),
         document: document.to_owned(),
-        source,
+        source: shorten_json(source),
     })
 }
 
