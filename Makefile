@@ -3,12 +3,13 @@
 # SUITE=trixie|forky   the Debian suite whose containerd, runc and Nix are used (test, soak: both unless given)
 # SANDBOX=auto|always|never   auto uses the tools on the PATH when they are there and new enough
 # FILTER=NAME          only the tests that have it in their names (test, soak)
+# FUZZ_SECONDS=600     how long `make fuzz` tries
 # PREFIX=DIRECTORY     where the programs are installed
 
 export PREFIX ?= build/bin
 
 .PHONY: all build nix-snapshotter nix2container start-containerd start-nix-snapshotter load-hello load-redis \
-	run-hello run-redis nsenter sandbox test soak lint fmt bench clean help
+	run-hello run-redis nsenter sandbox test soak fuzz lint fmt bench clean help
 
 all: build
 
@@ -41,6 +42,9 @@ test: ## Run all tests, on both suites
 
 soak: ## Repeat for long what may fail once in many times: kills, damages
 	@dev/soak $(SUITE)
+
+fuzz: ## Try the parsers with ever new inputs, for FUZZ_SECONDS
+	@dev/fuzz
 
 lint: ## Run every check that is no test
 	@dev/lint

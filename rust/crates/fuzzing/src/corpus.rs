@@ -41,20 +41,17 @@ impl Corpus {
     }
 
     /// Changes of one kind or another, for what [`mutate`](Self::mutate) does.
-    #[must_use]
     pub fn edits(&self) -> impl Strategy<Value = Vec<Edit>> + use<> {
         vec(edit(self), 0..=MAX_EDITS)
     }
 
     /// An input, changed at random, or as it is.
-    #[must_use]
     pub fn mutated(&self) -> impl Strategy<Value = Vec<u8>> + use<> {
         let files = prop::sample::select(self.files.clone());
         (files, self.edits()).prop_map(|(file, edits)| mutate(file, &edits))
     }
 
     /// As [`mutated`](Self::mutated), for a format that is text.
-    #[must_use]
     pub fn mutated_text(&self) -> impl Strategy<Value = String> + use<> {
         self.mutated()
             .prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
