@@ -55,7 +55,7 @@ fn snapshots() -> Vec<Info> {
             labels.insert((*label).to_owned(), NAMES[(n + m) % NAMES.len()].to_owned());
         }
         let parents = infos.iter().filter(|info| info.kind == Kind::Committed);
-        let parent = parents.map(|info| info.name.clone()).last();
+        let parent = parents.map(|info| info.name.clone()).next_back();
         infos.push(Info {
             name: (*name).to_owned(),
             parent: parent.unwrap_or_default(),
