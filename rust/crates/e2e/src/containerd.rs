@@ -20,12 +20,15 @@ use tonic::Code;
 use crate::{
     daemon,
     host::{Host, unique},
-    image::architecture,
     process::{self, Ended, Process, poll, run, succeed, when},
     runtime,
     snapshots::{Mount, Snapshots},
     transfer,
 };
+
+mod config;
+
+pub use config::Config;
 
 /// The name under which containerd knows the daemon.
 pub const NIX: &str = "nix";
@@ -53,16 +56,24 @@ impl Containerd {
     /// # Errors
     /// It cannot be started, or does not listen within 30 seconds.
     pub fn start(host: &Host, daemon: &daemon::Config) -> Result<Self> {
+        Self::start_with(host, &Config::default(), daemon)
+    }
+
+    /// As [`Containerd::start`], configured otherwise.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(host: &Host, config: &Config, daemon: &daemon::Config) -> Result<Self> {
         let containerd = Self {
             dir: host.dir().join(unique("containerd")),
             nix2container: host.nix2container().to_owned(),
-            namespace: "e2e".to_owned(),
+            namespace: config.namespace.clone(),
             process: Mutex::default(),
         };
-        fs::create_dir_all(&containerd.dir)?;
+        fs::create_dir_all(containerd.temporary())?;
         fs::write(
             containerd.dir.join("config.toml"),
-            containerd.config(daemon.address()),
+            config.file(&containerd.dir, &containerd.socket(), daemon.address()),
         )?;
         containerd.spawn()?;
         // containerd's collector, which runs soon after the start, closes the streams of
@@ -71,50 +82,10 @@ impl Containerd {
         Ok(containerd)
     }
 
-    /// In version 2 of the format, which 1.7 to 2.x all read. The CRI plugins take long
-    /// to start, and no test here speaks CRI.
-    fn config(&self, snapshotter: &Path) -> String {
-        let dir = self.dir.display();
-        let socket = self.socket();
-        let platform = format!("linux/{}", architecture());
-        let unpack = |snapshotter| {
-            format!(
-                "{{ platform = {platform:?}, snapshotter = {snapshotter:?}, differ = \"walking\" }}"
-            )
-        };
-        format!(
-            r#"version = 2
-root = "{dir}/root"
-state = "{dir}/state"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
-  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.erofs", "io.containerd.nri.v1.nri",
-  "io.containerd.podsandbox.controller.v1.podsandbox",
-]
-
-[grpc]
-  address = {socket:?}
-
-[ttrpc]
-  address = "{dir}/ttrpc"
-
-[proxy_plugins.nix]
-  type = "snapshot"
-  address = {snapshotter:?}
-
-[plugins."io.containerd.transfer.v1.local"]
-  unpack_config = [{}, {}]
-"#,
-            unpack(OVERLAYFS),
-            unpack(NIX),
-        )
-    }
-
     fn spawn(&self) -> Result<()> {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(self.dir.join("config.toml"));
+        command.env("TMPDIR", self.temporary());
         let mut process = Process::spawn("containerd", &mut command, &self.dir.join("log"))?;
         poll("the socket of containerd", START_BOUND, || {
             if let Some(status) = process.ended()? {
@@ -143,6 +114,12 @@ disabled_plugins = [
 
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it has its temporary files, and mounts snapshots for a moment.
+    #[must_use]
+    pub fn temporary(&self) -> PathBuf {
+        self.dir.join("tmp")
     }
 
     /// Its socket.

@@ -7,6 +7,7 @@
 //! * [`process`]: programs that end with the value that holds them, and bounded waiting.
 //! * [`containerd`], [`daemon`]: the two servers, each with files and sockets of its own.
 //! * [`snapshots`], [`transfer`]: clients of containerd's services.
+//! * [`cri`]: a client of the CRI, as kubelet is one.
 //! * [`mounting`]: mounts of snapshots, as containerd makes them.
 //! * [`conformance`]: what containerd asks of a snapshotter, for any of them.
 //! * [`store`]: store objects of the tests' own, built by Nix.
@@ -23,6 +24,7 @@
 
 pub mod conformance;
 pub mod containerd;
+pub mod cri;
 pub mod daemon;
 pub mod host;
 pub mod image;

@@ -6,6 +6,7 @@ mod conformance;
 mod contract;
 mod crash;
 mod faults;
+mod cri;
 mod garbage;
 mod lifecycle;
 mod load;

@@ -1,0 +1,263 @@
+//! A client of the CRI, as kubelet is one: images, and pods on the network of the host.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    host::unique,
+    process::{poll, when},
+    runtime,
+};
+
+/// What is generated from `proto/cri.proto`.
+mod v1 {
+    #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+    tonic::include_proto!("runtime.v1");
+}
+
+use v1::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest,
+    ImageFsInfoRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    ListImagesRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopPodSandboxRequest, image_service_client::ImageServiceClient,
+    runtime_service_client::RuntimeServiceClient,
+};
+
+/// How long the CRI may take to look at all images after containerd has begun to listen.
+const START_BOUND: Duration = Duration::from_secs(60);
+
+/// A connection to the CRI of one containerd. It outlives a restart of that.
+#[derive(Clone, Debug)]
+pub struct Cri {
+    channel: Channel,
+}
+
+impl Cri {
+    /// Connects, and waits until the CRI answers: until then it is "not initialized yet".
+    ///
+    /// # Errors
+    /// It does not within a minute.
+    pub fn connect(socket: &Path) -> Result<Self> {
+        let channel = runtime::connect(socket)?;
+        let cri = Self { channel };
+        cri.wait()?;
+        Ok(cri)
+    }
+
+    /// Waits until the CRI answers, after a restart of containerd.
+    ///
+    /// # Errors
+    /// It does not within a minute.
+    pub fn wait(&self) -> Result<()> {
+        poll("the CRI", START_BOUND, || Ok(when(self.images().is_ok())))
+    }
+
+    fn image_service(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone())
+    }
+
+    fn runtime_service(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone())
+    }
+
+    /// The names of all images that the CRI lists.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn images(&self) -> Result<Vec<String>> {
+        let request = ListImagesRequest {};
+        let answer = runtime::wait(self.image_service().list_images(request))?;
+        let images = answer.into_inner().images.into_iter();
+        let mut names: Vec<_> = images.flat_map(|image| image.repo_tags).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The identifier of an image, if the CRI knows it by this name.
+    ///
+    /// # Errors
+    /// What it says; an image without the size that kubelet insists on.
+    pub fn image_id(&self, image: &str) -> Result<Option<String>> {
+        let request = ImageStatusRequest { image: spec(image) };
+        let answer = runtime::wait(self.image_service().image_status(request))?;
+        let Some(found) = answer.into_inner().image else {
+            return Ok(None);
+        };
+        ensure!(found.size > 0 && !found.id.is_empty(), "{found:?}");
+        Ok(Some(found.id))
+    }
+
+    /// Removes an image with all its names, as kubelet does.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn remove_image(&self, image: &str) -> Result<()> {
+        let request = RemoveImageRequest { image: spec(image) };
+        runtime::wait(self.image_service().remove_image(request))?;
+        Ok(())
+    }
+
+    /// The directories whose file systems kubelet watches for images.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn image_filesystems(&self) -> Result<Vec<String>> {
+        let request = ImageFsInfoRequest {};
+        let answer = runtime::wait(self.image_service().image_fs_info(request))?;
+        let usages = answer.into_inner().image_filesystems.into_iter();
+        let mountpoint = |usage: v1::FilesystemUsage| Some(usage.fs_id?.mountpoint);
+        Ok(usages.filter_map(mountpoint).collect())
+    }
+
+    /// Starts a pod without containers, on the network of the host.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn run_pod(&self) -> Result<Pod<'_>> {
+        let metadata = PodSandboxMetadata {
+            name: unique("pod"),
+            uid: unique("uid"),
+            namespace: "default".to_owned(),
+        };
+        let security_context = LinuxSandboxSecurityContext {
+            namespace_options: Some(namespaces()),
+        };
+        let linux = LinuxPodSandboxConfig {
+            security_context: Some(security_context),
+        };
+        let config = PodSandboxConfig {
+            metadata: Some(metadata),
+            linux: Some(linux),
+        };
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+        };
+        let answer = runtime::wait(self.runtime_service().run_pod_sandbox(request))
+            .context("RunPodSandbox")?;
+        Ok(Pod {
+            cri: self,
+            id: answer.into_inner().pod_sandbox_id,
+            config,
+        })
+    }
+}
+
+fn spec(image: &str) -> Option<ImageSpec> {
+    Some(ImageSpec {
+        image: image.to_owned(),
+    })
+}
+
+fn namespaces() -> NamespaceOption {
+    NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        pid: NamespaceMode::Container.into(),
+        ipc: NamespaceMode::Node.into(),
+    }
+}
+
+/// A pod, which is stopped and removed with this value, and its containers with it.
+#[derive(Debug)]
+pub struct Pod<'a> {
+    cri: &'a Cri,
+    id: String,
+    config: PodSandboxConfig,
+}
+
+impl Pod<'_> {
+    /// Creates a container with directories of the host, each with its place in the container, and
+    /// gives its identifier.
+    ///
+    /// # Errors
+    /// The status of CreateContainer.
+    pub fn create_container(
+        &self,
+        image: &str,
+        command: &[&str],
+        volumes: &[(&Path, &str)],
+    ) -> Result<String, Status> {
+        let security_context = LinuxContainerSecurityContext {
+            namespace_options: Some(namespaces()),
+        };
+        let mount = |(host_path, container_path): &(&Path, &str)| Mount {
+            container_path: (*container_path).to_owned(),
+            host_path: host_path.display().to_string(),
+        };
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: unique("container"),
+            }),
+            image: spec(image),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            mounts: volumes.iter().map(mount).collect(),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(security_context),
+            }),
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.config.clone()),
+        };
+        let answer = runtime::wait(self.cri.runtime_service().create_container(request))?;
+        Ok(answer.into_inner().container_id)
+    }
+
+    /// Starts a container.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn start_container(&self, id: &str) -> Result<()> {
+        let container_id = id.to_owned();
+        let request = StartContainerRequest { container_id };
+        runtime::wait(self.cri.runtime_service().start_container(request))
+            .context("StartContainer")?;
+        Ok(())
+    }
+
+    /// Runs a command in a container, and gives what that writes to standard output.
+    ///
+    /// # Errors
+    /// What the CRI says, and the command's own.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
+        let request = ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+        };
+        let answer = runtime::wait(self.cri.runtime_service().exec_sync(request))?.into_inner();
+        let stderr = String::from_utf8_lossy(&answer.stderr);
+        ensure!(answer.exit_code == 0, "{}: {stderr}", answer.exit_code);
+        Ok(String::from_utf8(answer.stdout)?)
+    }
+
+    /// Stops and removes the pod with its containers.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn remove(self) -> Result<()> {
+        self.end()?;
+        // What remains to be done was done.
+        std::mem::forget(self);
+        Ok(())
+    }
+
+    fn end(&self) -> Result<()> {
+        let mut client = self.cri.runtime_service();
+        let pod_sandbox_id = self.id.clone();
+        runtime::wait(client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id }))?;
+        let pod_sandbox_id = self.id.clone();
+        runtime::wait(client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }))?;
+        Ok(())
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        // After a failed test there may be nothing to remove; containerd's own end does the rest.
+        let _ = self.end();
+    }
+}
