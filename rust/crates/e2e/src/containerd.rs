@@ -64,6 +64,27 @@ impl Containerd {
     /// # Errors
     /// As there.
     pub fn start_with(host: &Host, config: &Config, daemon: &daemon::Config) -> Result<Self> {
+        Self::start_from(host, config, daemon, |file| file)
+    }
+
+    /// As [`Containerd::start`], with what `edit` makes of the usual configuration file.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_edited(
+        host: &Host,
+        daemon: &daemon::Config,
+        edit: impl FnOnce(String) -> String,
+    ) -> Result<Self> {
+        Self::start_from(host, &Config::default(), daemon, edit)
+    }
+
+    fn start_from(
+        host: &Host,
+        config: &Config,
+        daemon: &daemon::Config,
+        edit: impl FnOnce(String) -> String,
+    ) -> Result<Self> {
         let containerd = Self {
             dir: host.dir().join(unique("containerd")),
             nix2container: host.nix2container().to_owned(),
@@ -71,10 +92,8 @@ impl Containerd {
             process: Mutex::default(),
         };
         fs::create_dir_all(containerd.temporary())?;
-        fs::write(
-            containerd.dir.join("config.toml"),
-            config.file(&containerd.dir, &containerd.socket(), daemon.address()),
-        )?;
+        let file = config.file(&containerd.dir, &containerd.socket(), daemon.address());
+        fs::write(containerd.config_file(), edit(file))?;
         containerd.spawn()?;
         // containerd's collector, which runs soon after the start, closes the streams of
         // a namespace that has nothing in it yet (`plugins/streaming`).
@@ -84,7 +103,7 @@ impl Containerd {
 
     fn spawn(&self) -> Result<()> {
         let mut command = Command::new("containerd");
-        command.arg("--config").arg(self.dir.join("config.toml"));
+        command.arg("--config").arg(self.config_file());
         command.env("TMPDIR", self.temporary());
         let mut process = Process::spawn("containerd", &mut command, &self.dir.join("log"))?;
         poll("the socket of containerd", START_BOUND, || {
@@ -120,6 +139,12 @@ impl Containerd {
     #[must_use]
     pub fn temporary(&self) -> PathBuf {
         self.dir.join("tmp")
+    }
+
+    /// Its configuration file, which it reads at each start.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("config.toml")
     }
 
     /// Its socket.

@@ -10,6 +10,7 @@
 //! * [`cri`]: a client of the CRI, as kubelet is one.
 //! * [`mounting`]: mounts of snapshots, as containerd makes them.
 //! * [`conformance`]: what containerd asks of a snapshotter, for any of them.
+//! * [`observability`]: metrics, health, and the commands that ask a daemon or about it.
 //! * [`store`]: store objects of the tests' own, built by Nix.
 //! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
 //! * [`measure`]: what `make bench` measures.
@@ -28,10 +29,11 @@ pub mod cri;
 pub mod daemon;
 pub mod host;
 pub mod image;
+pub mod invariants;
 pub mod measure;
 pub mod mounting;
-pub mod invariants;
 pub mod node;
+pub mod observability;
 pub mod process;
 mod runtime;
 pub mod snapshots;

@@ -1,11 +1,18 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{DEFAULT_FILE, Overrides};
+use crate::{
+    config::{DEFAULT_FILE, Overrides},
+    doctor,
+    logging::LogFormat,
+};
 
 /// A containerd snapshotter whose layers are store paths of Nix.
 ///
@@ -22,6 +29,10 @@ pub(crate) struct Cli {
         env = "NIX_SNAPSHOTTER_LOG_LEVEL"
     )]
     pub(crate) log_level: LogLevel,
+
+    /// Format of those messages.
+    #[arg(long, value_enum, env = "NIX_SNAPSHOTTER_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
 
     /// Configuration file.
     #[arg(
@@ -53,6 +64,20 @@ pub(crate) enum Command {
         /// The file to check.
         file: PathBuf,
     },
+    /// Ask the running daemon how it is.
+    ///
+    /// The exit code is 0 when it answers, 3 when nothing listens on its socket, and 1 when it
+    /// cannot be asked for another reason.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for what does not fit together, and say what mends it.
+    ///
+    /// Looks at the kernel, the root directory, Nix, the daemon and containerd with its
+    /// configuration. The exit code is 0 where everything works, and 1 where something does not.
+    Doctor(doctor::Options),
 }
 
 impl Cli {
@@ -60,7 +85,16 @@ impl Cli {
         Overrides {
             address: self.address.clone(),
             root: self.root.clone(),
+            log_format: self.log_format,
         }
+    }
+}
+
+/// Writes to standard output, whose reader may have had enough.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 

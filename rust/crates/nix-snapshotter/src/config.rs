@@ -10,7 +10,7 @@ use nix_store::StoreDir;
 use serde::Deserialize;
 use snapshots::Snapshotter;
 
-use crate::nix_snapshotter::GC_ROOTS;
+use crate::{logging::LogFormat, metrics::MetricsAddress, nix_snapshotter::GC_ROOTS, socket};
 
 /// Read when no other file is named, and not missed when it does not exist.
 pub(crate) const DEFAULT_FILE: &str = "/etc/nix-snapshotter/config.toml";
@@ -43,8 +43,20 @@ pub(crate) struct Config {
     pub(crate) upperdir_label: bool,
     /// Additional options of every overlay mount.
     pub(crate) mount_options: Vec<String>,
+    /// What lines of the log look like.
+    pub(crate) log_format: LogFormat,
+    /// Figures for Prometheus.
+    pub(crate) metrics: Metrics,
     /// The CRI image service.
     pub(crate) image_service: ImageService,
+}
+
+/// Keys of the table `[metrics]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Metrics {
+    /// Where to serve them; nowhere without it.
+    pub(crate) address: Option<MetricsAddress>,
 }
 
 /// Keys of the table `[image_service]`.
@@ -71,6 +83,8 @@ impl Default for Config {
             sync_remove: false,
             upperdir_label: false,
             mount_options: Vec::new(),
+            log_format: LogFormat::default(),
+            metrics: Metrics::default(),
             image_service: ImageService::default(),
         }
     }
@@ -90,6 +104,7 @@ impl Default for ImageService {
 pub(crate) struct Overrides {
     pub(crate) address: Option<PathBuf>,
     pub(crate) root: Option<PathBuf>,
+    pub(crate) log_format: Option<LogFormat>,
 }
 
 /// Why there is no usable configuration.
@@ -123,6 +138,7 @@ impl Config {
         };
         config.address = overrides.address.unwrap_or(config.address);
         config.root = overrides.root.unwrap_or(config.root);
+        config.log_format = overrides.log_format.unwrap_or(config.log_format);
         config.check()?;
         Ok(config)
     }
@@ -146,7 +162,6 @@ impl Config {
     fn check(&self) -> Result<(), Error> {
         let refuse = |key, reason: String| Err(Error::Value { key, reason });
         for (key, path) in [
-            ("address", Some(&self.address)),
             ("root", Some(&self.root)),
             ("external_builder", self.external_builder.as_ref()),
             (
@@ -161,12 +176,15 @@ impl Config {
                 );
             }
         }
-        // sun_path of unix(7) with its closing zero, and room for the name it is bound under first.
-        let address_len = self.address.as_os_str().len();
-        if address_len > 100 {
+        if let Err(reason) = socket::check_path(&self.address) {
+            return refuse("address", format!("is {:?}, which {reason}", self.address));
+        }
+        if self.max_realisations == 0 {
             return refuse(
-                "address",
-                format!("has {address_len} bytes; the path of a socket may have 100"),
+                "max_realisations",
+                "is 0, with which no image could be pulled: write how many realisations may \
+                 fetch something at once, 1 or more"
+                    .to_owned(),
             );
         }
         if self.max_realisations == 0 {
@@ -252,10 +270,13 @@ mod tests {
     #[test]
     fn the_command_line_wins_over_the_file() {
         let overrides = Overrides {
-            address: None,
             root: Some("/flag".into()),
+            log_format: Some(LogFormat::Text),
+            ..Overrides::default()
         };
-        let config = load("address = '/file.sock'\nroot = '/file'", overrides).unwrap();
+        let file = "address = '/file.sock'\nroot = '/file'\nlog_format = 'json'";
+        let config = load(file, overrides).unwrap();
+        assert_eq!(config.log_format, LogFormat::Text);
         assert_eq!(config.address, Path::new("/file.sock"));
         assert_eq!(config.root, Path::new("/flag"));
     }
@@ -280,6 +301,19 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_type_is_refused_with_its_line() {
+        let message = refusal("\n[metrics]\naddress = '0.0.0.0:9600'\n");
+        for expected in [
+            "line 3",
+            "0.0.0.0:9600",
+            "no authentication",
+            "127.0.0.1:9600",
+        ] {
+            assert!(message.contains(expected), "{expected} is not in {message}");
+        }
+        let message = refusal("log_format = 'xml'\n");
+        for expected in ["line 1", "`xml`", "`text`", "`json`"] {
+            assert!(message.contains(expected), "{expected} is not in {message}");
+        }
         let message = refusal("\nsync_remove = 'yes'\n");
         assert!(
             message.contains("line 2") && message.contains("boolean"),

@@ -34,6 +34,9 @@ pub(crate) enum Error {
     /// The place for a store object cannot be made in its layer.
     #[error("cannot make the mount point {}", .path.display())]
     MountPoint { path: PathBuf, source: io::Error },
+    /// What is on the disk cannot be counted.
+    #[error("cannot list {}", .path.display())]
+    Inventory { path: PathBuf, source: io::Error },
     /// A bug: the work of a call panicked.
     #[error("internal error: {0}")]
     Panicked(#[from] tokio::task::JoinError),
@@ -67,7 +70,9 @@ impl Error {
                 _ => Code::FailedPrecondition,
             },
             Self::StoreObjectGone { .. } => Code::FailedPrecondition,
-            Self::StoreObject { source, .. } | Self::MountPoint { source, .. } => disk(source),
+            Self::StoreObject { source, .. }
+            | Self::MountPoint { source, .. }
+            | Self::Inventory { source, .. } => disk(source),
             Self::Panicked(_) | Self::NoOutcome => Code::Internal,
         }
     }
@@ -94,7 +99,7 @@ fn disk(error: &io::Error) -> Code {
 impl From<Error> for Status {
     /// The code, and the error with its causes as the message.
     fn from(error: Error) -> Self {
-        let mut message = chain(&error);
+        let mut message = without_middle(chain(&error));
         if OTHER_MEANINGS
             .iter()
             .any(|ending| message.ends_with(ending))
@@ -105,8 +110,23 @@ impl From<Error> for Status {
     }
 }
 
+/// Most bytes of a message, from its beginning and from its end. It travels in a header, up to
+/// three times as long, and clients break the connection at more than 16 KiB of headers (hyper).
+/// Names stand at the beginning, and the last 4 KiB of what Nix said at the end.
+const MESSAGE_HEAD: usize = 1024;
+const MESSAGE_TAIL: usize = 4 * 1024;
+
+fn without_middle(message: String) -> String {
+    if message.len() <= MESSAGE_HEAD + MESSAGE_TAIL {
+        return message;
+    }
+    let head = &message[..message.floor_char_boundary(MESSAGE_HEAD)];
+    let tail = &message[message.ceil_char_boundary(message.len() - MESSAGE_TAIL)..];
+    format!("{head} … {tail}")
+}
+
 /// An error and its causes on one line, as Go's `%w` joins them.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -115,4 +135,23 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_keeps_its_beginning_and_its_end() {
+        assert_eq!(without_middle("short".to_owned()), "short");
+        let long = format!("name{}reason", "é".repeat(1_000_000));
+        let short = without_middle(long);
+        assert!(
+            short.len() <= MESSAGE_HEAD + MESSAGE_TAIL + 5,
+            "{}",
+            short.len()
+        );
+        assert!(short.starts_with("nameé") && short.ends_with("éreason"));
+        assert!(short.contains("é … é"));
+    }
 }

@@ -11,8 +11,10 @@ use snapshots::{Info, Kind, Mount};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use crate::{
+    calls::about,
     error::Error,
     nix_snapshotter::{NewSnapshot, NixSnapshotter},
 };
@@ -36,6 +38,7 @@ impl Snapshots for NixSnapshotter {
         request: Request<api::PrepareSnapshotRequest>,
     ) -> Result<Response<api::PrepareSnapshotResponse>, Status> {
         let request = request.into_inner();
+        about(&[("key", &request.key), ("parent", &request.parent)]);
         let mounts = self
             .create(NewSnapshot {
                 kind: Kind::Active,
@@ -54,6 +57,7 @@ impl Snapshots for NixSnapshotter {
         request: Request<api::ViewSnapshotRequest>,
     ) -> Result<Response<api::ViewSnapshotResponse>, Status> {
         let request = request.into_inner();
+        about(&[("key", &request.key), ("parent", &request.parent)]);
         let mounts = self
             .create(NewSnapshot {
                 kind: Kind::View,
@@ -71,7 +75,9 @@ impl Snapshots for NixSnapshotter {
         &self,
         request: Request<api::MountsRequest>,
     ) -> Result<Response<api::MountsResponse>, Status> {
-        let mounts = NixSnapshotter::mounts(self, request.into_inner().key).await?;
+        let key = request.into_inner().key;
+        about(&[("key", &key)]);
+        let mounts = NixSnapshotter::mounts(self, key).await?;
         Ok(Response::new(api::MountsResponse {
             mounts: to_mounts(mounts),
         }))
@@ -82,6 +88,11 @@ impl Snapshots for NixSnapshotter {
         request: Request<api::CommitSnapshotRequest>,
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
+        about(&[
+            ("key", &request.key),
+            ("parent", &request.parent),
+            ("committed_as", &request.name),
+        ]);
         self.blocking(move |snapshots| {
             let parent = non_empty(request.parent);
             Ok(snapshots.commit(
@@ -100,6 +111,7 @@ impl Snapshots for NixSnapshotter {
         request: Request<api::RemoveSnapshotRequest>,
     ) -> Result<Response<()>, Status> {
         let key = request.into_inner().key;
+        about(&[("key", &key)]);
         self.blocking(move |snapshots| Ok(snapshots.remove(&key)?))
             .await?;
         Ok(Response::new(()))
@@ -110,6 +122,7 @@ impl Snapshots for NixSnapshotter {
         request: Request<api::StatSnapshotRequest>,
     ) -> Result<Response<api::StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
+        about(&[("key", &key)]);
         let info = self
             .blocking(move |snapshots| Ok(snapshots.stat(&key)?))
             .await?;
@@ -124,6 +137,7 @@ impl Snapshots for NixSnapshotter {
     ) -> Result<Response<api::UpdateSnapshotResponse>, Status> {
         let request = request.into_inner();
         let new = request.info.ok_or(Error::MissingField("info"))?;
+        about(&[("key", &new.name)]);
         let paths = request.update_mask.unwrap_or_default().paths;
         let info = self
             .blocking(move |snapshots| Ok(snapshots.update(&new.name, &new.labels, &paths)?))
@@ -141,7 +155,8 @@ impl Snapshots for NixSnapshotter {
         // Room for one message: what the client does not read yet is not made yet.
         let (sender, mut receiver) = mpsc::channel(1);
         let this = self.clone();
-        tokio::spawn(async move { this.send_list(filters, sender).await });
+        let sending = async move { this.send_list(filters, sender).await };
+        tokio::spawn(sending.in_current_span());
         // A bad filter is the answer to the call, not an item of its stream.
         let first = receiver.recv().await.transpose()?;
         let messages = tokio_stream::iter(first.map(Ok)).chain(ReceiverStream::new(receiver));
@@ -153,6 +168,7 @@ impl Snapshots for NixSnapshotter {
         request: Request<api::UsageRequest>,
     ) -> Result<Response<api::UsageResponse>, Status> {
         let key = request.into_inner().key;
+        about(&[("key", &key)]);
         let usage = self
             .blocking(move |snapshots| Ok(snapshots.usage(&key)?))
             .await?;

@@ -3,6 +3,10 @@
 //! * [`cli`], [`config`]: what was asked for.
 //! * [`server`], [`socket`]: the life of the process.
 //! * [`grpc`], [`error`]: the wire; they translate and decide nothing.
+//! * [`calls`], [`logging`], [`metrics`]: what every call leaves behind, in the log and in numbers.
+//! * [`health`], [`status`], [`client`]: how a daemon is, as it says itself; and how it is asked.
+//! * [`doctor`]: what around it does not fit.
+//! * [`inventory`]: how much there is of everything.
 //! * [`nix_snapshotter`]: what a call means where a layer names store paths.
 //! * [`realisations`]: who shares a realisation, and who has to wait.
 //! * [`mounts`], [`store_view`]: which mounts come of it, and what they stand on.
@@ -10,33 +14,32 @@
 //! Below it are `snapshots`, which knows no Nix, and `nix-store`, which knows no
 //! snapshots; `nix-image` says how labels name store paths.
 
+mod calls;
 mod cli;
+mod client;
 mod config;
+mod doctor;
 mod error;
 mod grpc;
+mod health;
+mod inventory;
+mod logging;
+mod metrics;
 mod mounts;
 mod nix_snapshotter;
 mod realisations;
 mod server;
 mod socket;
+mod status;
 mod store_view;
 
-use std::{
-    io::{self, IsTerminal},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use rustix::fs::Mode;
-use tracing_subscriber::{
-    filter::{LevelFilter, Targets},
-    fmt::format::FmtSpan,
-    prelude::*,
-};
 
 use crate::{
-    cli::{Cli, Command, LogLevel},
+    cli::{Cli, Command, print},
     config::Config,
 };
 
@@ -49,23 +52,35 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
-        Some(Command::CheckConfig { file }) => Config::check_file(file)
-            .map(|()| println!("{} is valid", file.display()))
-            .map_err(anyhow::Error::from),
         None => run(&cli),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nix-snapshotter: {error:#}");
-            ExitCode::FAILURE
+        Some(Command::CheckConfig { file }) => check_config(file),
+        Some(Command::Status { json }) => {
+            load(&cli).and_then(|config| status::show(&config.address, *json))
         }
-    }
+        Some(Command::Doctor(options)) => {
+            let config = Config::load(cli.config.as_deref(), cli.overrides());
+            doctor::examine(config, options)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("nix-snapshotter: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-fn run(cli: &Cli) -> anyhow::Result<()> {
-    log_to_stderr(cli.log_level);
-    let config = Config::load(cli.config.as_deref(), cli.overrides())?;
+fn load(cli: &Cli) -> anyhow::Result<Config> {
+    Ok(Config::load(cli.config.as_deref(), cli.overrides())?)
+}
+
+fn check_config(file: &Path) -> anyhow::Result<ExitCode> {
+    Config::check_file(file)?;
+    print(&format!("{} is valid\n", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let config = load(cli)?;
+    logging::init(config.log_format, cli.log_level);
     // Directories in layers are for every user of a container, whatever ours may see.
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -74,23 +89,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         .build()?;
     let served = runtime.block_on(server::serve(&config));
     runtime.shutdown_timeout(LAST_WORK);
-    served
-}
-
-/// Logs what the project's own crates say at `level`, and of the libraries below them only warnings.
-fn log_to_stderr(level: LogLevel) {
-    let ours = ["nix_snapshotter", "nix_store", "snapshots"];
-    let filter = Targets::new()
-        .with_default(LevelFilter::from(level).min(LevelFilter::WARN))
-        .with_targets(ours.map(|target| (target, level)));
-    tracing_subscriber::registry()
-        .with(
-            tracing_subscriber::fmt::layer()
-                .with_writer(io::stderr)
-                .with_ansi(io::stderr().is_terminal())
-                // At level debug, the end of each call with the time that it took.
-                .with_span_events(FmtSpan::CLOSE),
-        )
-        .with(filter)
-        .init();
+    Ok(match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    })
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use nix_image::annotations::{self, SNAPSHOT_REF};
 use nix_store::{Closure, Realiser, StoreDir};
-use snapshots::{Kind, Labels, Mount, Snapshot, Snapshotter};
+use snapshots::{Counts, Kind, Labels, Mount, Snapshot, Snapshotter, StoreWaits};
+use tracing::Span;
 
 use crate::{
+    calls::about,
     error::Error,
     mounts::{StoreObject, with_store_objects},
-    realisations::{RealisationStats, Realisations, RealisedLayer},
+    realisations::{RealisationStats, Realisations, RealisedLayer, UnderWay},
     store_view::{make_mount_points, store_object},
 };
 
@@ -58,6 +60,11 @@ impl NixSnapshotter {
         self.realisations.stats()
     }
 
+    /// The realisations that have something to fetch or to build.
+    pub(crate) fn realisations_under_way(&self) -> Vec<UnderWay> {
+        self.realisations.under_way()
+    }
+
     /// Cancels what is being realised. Of those snapshots nothing is left when this returns.
     pub(crate) async fn shut_down(&self) {
         self.realisations.shut_down().await;
@@ -86,6 +93,7 @@ impl NixSnapshotter {
                 closure: Closure::default(),
             },
         };
+        about(&[("snapshot", &realised.reservation.id().to_string())]);
         let this = self.clone();
         self.blocking(move |_| this.publish(realised, new)).await
     }
@@ -127,7 +135,18 @@ impl NixSnapshotter {
         work: impl FnOnce(&Arc<Snapshotter>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let snapshots = Arc::clone(&self.snapshots);
-        tokio::task::spawn_blocking(move || work(&snapshots)).await?
+        let call = Span::current();
+        tokio::task::spawn_blocking(move || call.in_scope(|| work(&snapshots))).await?
+    }
+
+    /// How many snapshots there are, by kind. Blocks for one read transaction.
+    pub(crate) fn counts(&self) -> Result<Counts, Error> {
+        Ok(self.snapshots.counts()?)
+    }
+
+    /// How calls have waited for one another to change the store.
+    pub(crate) fn store_waits(&self) -> StoreWaits {
+        self.snapshots.store_waits()
     }
 
     /// The mounts of a container; of a layer that is being unpacked, only its writable root.

@@ -1,12 +1,10 @@
 //! The life of the daemon: everything is checked and held before anybody is told that it serves.
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use containerd_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use nix_snapshotter_api::v1::status_service_server::StatusServiceServer;
 use nix_store::{Realiser, RealiserOptions};
 use sd_notify::NotifyState;
 use snapshots::Snapshotter;
@@ -17,20 +15,19 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::{debug_span, info, warn};
+use tracing::{info, warn};
 
 use crate::{
+    calls::Calls,
     config::Config,
     grpc::MAX_MESSAGE,
+    health::Health,
+    inventory::Inventories,
+    metrics::{Metrics, MetricsEndpoint},
     nix_snapshotter::NixSnapshotter,
-    socket::{self, Address},
+    socket::Address,
+    status::StatusService,
 };
-
-/// How long an address may stay in use by a daemon that is gone.
-const HANDOVER: Duration = Duration::from_secs(1);
-
-/// How often it is looked whether the address is free.
-const HANDOVER_POLL: Duration = Duration::from_millis(20);
 
 /// Serves until SIGTERM or SIGINT, and then until requests in flight have ended or
 /// `shutdown_timeout` has passed.
@@ -42,23 +39,41 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     // The address before the root, so that a refusal leaves no root behind; but nobody can
     // connect before there is something to serve.
-    let address = claim_address(config).await?;
+    let elsewhere = || "cannot serve containerd (--address names another socket)";
+    let address = Address::claim_when_free(&config.address, config.socket_group.as_deref())
+        .await
+        .with_context(elsewhere)?;
     let service = open(config)?;
     let snapshotter = service.clone();
-    let socket = address.listen()?;
+    let inventories = Inventories::new(service.clone(), &config.root);
+    let metrics = Arc::new(Metrics::new(inventories.clone()));
+    let endpoint = match &config.metrics.address {
+        Some(address) => {
+            Some(MetricsEndpoint::listen(address, config.socket_group.as_deref()).await?)
+        }
+        None => None,
+    };
+    let health = Health::serving().await;
+    let socket = address.listen().with_context(elsewhere)?;
     let listener = UnixListener::from_std(socket.listener()?)?;
 
     let (stopping, stopped) = oneshot::channel();
     let serving = Server::builder()
-        .trace_fn(|request| debug_span!("call", method = request.uri().path()))
+        .layer(Calls::new(Arc::clone(&metrics)))
         .add_service(
             SnapshotsServer::new(service)
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         )
+        .add_service(StatusServiceServer::new(StatusService::new(
+            config,
+            inventories,
+        )))
+        .add_service(health.service())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             let signal = stop.await;
             info!(signal, "stopping");
+            health.stopping().await;
             notify(&[NotifyState::Stopping]);
             // The receiver waits below for as long as the server runs.
             let _ = stopping.send(());
@@ -68,12 +83,20 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     info!(
         address = %config.address.display(),
         root = %config.root.display(),
+        metrics = config.metrics.address.as_ref().map(tracing::field::display),
         "serving"
     );
+    let answering_metrics = async {
+        match endpoint {
+            Some(endpoint) => endpoint.serve(metrics).await,
+            None => std::future::pending().await,
+        }
+    };
 
     let grace = Duration::from_secs(config.shutdown_timeout);
     tokio::select! {
         ended = serving => ended.context("the gRPC server failed")?,
+        never = answering_metrics => match never {},
         () = expired(stopped, grace) => {
             warn!(seconds = grace.as_secs(), "requests in flight are abandoned: they did not end in time");
         }
@@ -81,20 +104,6 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     snapshotter.shut_down().await;
     info!(realisations = ?snapshotter.realisation_stats(), "stopped");
     Ok(())
-}
-
-/// Claims the socket's address, and with patience: a process that a killed daemon was just
-/// starting has its files open until its exec, and so holds its locks and its socket.
-async fn claim_address(config: &Config) -> Result<Address, socket::Error> {
-    let start = Instant::now();
-    loop {
-        match Address::claim(&config.address, config.socket_group.as_deref()) {
-            Err(socket::Error::InUse { .. }) if start.elapsed() < HANDOVER => {
-                tokio::time::sleep(HANDOVER_POLL).await;
-            }
-            claimed => return claimed,
-        }
-    }
 }
 
 /// Opens what is kept on disk; from here on, no other daemon can have this root.

@@ -8,6 +8,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// Why the socket cannot be had.
@@ -15,12 +16,12 @@ use std::{
 pub(crate) enum Error {
     /// Somebody answers there.
     #[error(
-        "another program serves on {}: stop it, or choose another socket with --address",
+        "another program serves on {}: stop it, or choose another socket",
         .address.display()
     )]
     InUse { address: PathBuf },
     /// Something that is not a socket is in the way, and is not ours to delete.
-    #[error("{} exists and is not a socket: move it away, or choose another --address", .address.display())]
+    #[error("{} exists and is not a socket: move it away, or choose another socket", .address.display())]
     NotASocket { address: PathBuf },
     /// The configured group does not exist.
     #[error("`socket_group` names the group {group:?}, which does not exist")]
@@ -34,6 +35,20 @@ pub(crate) enum Error {
     },
 }
 
+/// Tests whether a socket can be bound at `path`; an error is what is wrong with it.
+pub(crate) fn check_path(path: &Path) -> Result<(), String> {
+    if !path.is_absolute() {
+        return Err("is not an absolute path (and has no `unix://` before it)".to_owned());
+    }
+    // sun_path of unix(7) with its closing zero, and room for the name it is bound under first.
+    match path.as_os_str().len() {
+        ..=100 => Ok(()),
+        bytes => Err(format!(
+            "has {bytes} bytes; the path of a socket may have 100"
+        )),
+    }
+}
+
 /// An address that is nobody else's from now on, and where nobody listens yet.
 #[derive(Debug)]
 pub(crate) struct Address {
@@ -43,9 +58,38 @@ pub(crate) struct Address {
     _lock: File,
 }
 
+/// How long an address may stay in use by a daemon that is gone.
+const HANDOVER: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the address is free.
+const HANDOVER_POLL: Duration = Duration::from_millis(20);
+
+/// Tries again for a moment while an address is in use: a process that a killed daemon was just
+/// starting has its files open until its exec, and so holds its locks and its sockets.
+pub(crate) async fn when_free<T, E>(
+    attempt: impl Fn() -> Result<T, E>,
+    in_use: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if in_use(&error) && start.elapsed() < HANDOVER => {
+                tokio::time::sleep(HANDOVER_POLL).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 impl Address {
+    /// As [`Address::claim`], when it is free.
+    pub(crate) async fn claim_when_free(path: &Path, group: Option<&str>) -> Result<Self, Error> {
+        let in_use = |error: &Error| matches!(error, Error::InUse { .. });
+        when_free(|| Self::claim(path, group), in_use).await
+    }
+
     /// Takes `path` for a socket of its owner (mode 0600), and with a group of its members too (0660).
-    pub(crate) fn claim(path: &Path, group: Option<&str>) -> Result<Self, Error> {
+    fn claim(path: &Path, group: Option<&str>) -> Result<Self, Error> {
         let gid = group.map(group_id).transpose()?;
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new()

@@ -23,6 +23,7 @@ mod stats;
 mod tests;
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -38,7 +39,7 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, warn};
 
 pub(crate) use self::stats::RealisationStats;
 use self::stats::{Counted, Counters};
@@ -66,8 +67,17 @@ pub(crate) struct Realisations {
     shutdown: CancellationToken,
 }
 
+/// A realisation that has something to fetch or to build.
+#[derive(Clone, Debug)]
+pub(crate) struct UnderWay {
+    pub(crate) layer: LayerClosure,
+    /// How long ago it was asked for.
+    pub(crate) age: Duration,
+}
+
 /// A realisation as its calls hold it.
 struct SharedRealisation {
+    begun: Instant,
     outcome: watch::Receiver<Option<Outcome>>,
     /// The last call that goes away cancels the task.
     _cancel: DropGuard,
@@ -103,6 +113,22 @@ impl Realisations {
 
     pub(crate) fn stats(&self) -> RealisationStats {
         self.counters.snapshot()
+    }
+
+    /// What calls wait for, the oldest first.
+    pub(crate) fn under_way(&self) -> Vec<UnderWay> {
+        let mut found: Vec<_> = self
+            .shared()
+            .iter()
+            .filter_map(|(layer, realisation)| {
+                Some(UnderWay {
+                    layer: layer.clone(),
+                    age: realisation.upgrade()?.begun.elapsed(),
+                })
+            })
+            .collect();
+        found.sort_by_key(|realisation| Reverse(realisation.age));
+        found
     }
 
     /// Has the store paths of a layer provided and held. Nothing is left of it if this is dropped.
@@ -164,7 +190,7 @@ impl Realisations {
         let (sender, outcome) = watch::channel(None);
         let (this, layer, own) = (Arc::clone(self), Arc::clone(layer), own.clone());
         let task_cancel = cancel.clone();
-        self.tasks.spawn(async move {
+        let task = async move {
             let (outcome, fetched) = match this.run(&layer, turn, &task_cancel).await {
                 Ok((realised, fetched)) => (Ok(Mutex::new(Some(realised))), fetched),
                 Err(error) => (Err(Arc::new(error)), Vec::new()),
@@ -174,8 +200,11 @@ impl Realisations {
             let _ = sender.send(Some(outcome));
             drop(sender);
             this.measure(&fetched).await;
-        });
+        };
+        // Its messages are those of the call that asked first.
+        self.tasks.spawn(task.in_current_span());
         SharedRealisation {
+            begun: Instant::now(),
             outcome,
             _cancel: cancel.drop_guard(),
         }
