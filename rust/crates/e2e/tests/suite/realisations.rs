@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -30,7 +31,9 @@ struct EndlessBuild {
 
 impl EndlessBuild {
     fn new(host: &Host) -> Result<Self> {
-        let seconds = format!("1{:07}", process::id() % 10_000_000);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let seconds = format!("{}{number:03}", process::id());
         let shell = format!("{}/bin/busybox", host.fixture("busybox")?);
         let expression = format!(
             "derivation {{ name = \"endless\"; system = builtins.currentSystem; \
@@ -173,7 +176,14 @@ fn fetches(host: &Host) -> usize {
     fs::read_to_string(host.dir().join("fetched")).map_or(0, |log| log.lines().count())
 }
 
-/// A store path that nobody has; how many the test asks for makes it another.
+/// Waits until the daemon has said this a number of times.
+fn logs(daemon: &Daemon, words: &str, times: usize) -> Result<()> {
+    poll(words, SETTLE, || {
+        Ok(when(daemon.log().matches(words).count() == times))
+    })
+}
+
+/// A store path that nobody has and nobody can make; each number names another.
 fn nobodys(number: u32) -> String {
     format!("/nix/store/{number:032}-nobody-has-this")
 }
@@ -192,6 +202,7 @@ fn layers_of_one_closure_are_fetched_once() {
             .into_iter()
             .collect();
         poll("the builder", SETTLE, || Ok(when(fetches(host) > 0)))?;
+        logs(&daemon, "that is under way", 2)?;
         ensure!(daemon.config().kept()?.gc_roots.len() == 1);
         fs::write(host.dir().join("go"), "")?;
         for call in calls {
@@ -218,6 +229,7 @@ fn what_waits_for_its_turn_can_hang_up_and_holds_up_nothing_that_is_present() {
         let first = begin("first", 1);
         poll("the builder", SETTLE, || Ok(when(fetches(host) == 1)))?;
         let second = begin("second", 2);
+        logs(&daemon, "waiting for a turn", 1)?;
         // It has all it needs, and so comes before the second.
         ensure!(
             snapshots

@@ -39,7 +39,7 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tracing::{Instrument, debug, warn};
+use tracing::{Instrument, debug, info, warn};
 
 pub(crate) use self::stats::RealisationStats;
 use self::stats::{Counted, Counters};
@@ -158,7 +158,7 @@ impl Realisations {
     fn share(self: &Arc<Self>, layer: &Arc<LayerClosure>) -> Arc<SharedRealisation> {
         let mut shared = self.shared();
         if let Some(found) = shared.get(&**layer).and_then(Weak::upgrade) {
-            debug!("waiting for a realisation that is under way");
+            info!("waiting for the realisation of this closure that is under way");
             return found;
         }
         let new = Arc::new_cyclic(|own| self.begin(layer, own, Turn::Needed));
@@ -271,6 +271,9 @@ impl Realisations {
         cancel: &CancellationToken,
     ) -> Result<SemaphorePermit<'_>, nix_store::Error> {
         let _waiting = Counted::in_(&self.counters.waiting);
+        if self.turns.available_permits() == 0 {
+            info!("waiting for a turn: `max_realisations` of them are fetching");
+        }
         tokio::select! {
             // It is never closed.
             Ok(permit) = self.turns.acquire() => Ok(permit),
