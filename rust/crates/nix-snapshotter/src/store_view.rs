@@ -1,13 +1,14 @@
 //! How store objects look on this machine, and the places that they are mounted on.
 
 use std::{
-    fs::{self, DirBuilder, File, FileType, Metadata},
+    fs::{self, DirBuilder, FileType, Metadata},
     io::{self, ErrorKind},
-    os::unix::fs::{DirBuilderExt, symlink},
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
 use nix_store::{Closure, StoreDir, StorePath};
+use rustix::fs::{Mode, OFlags};
 use tracing::warn;
 
 use crate::{
@@ -79,22 +80,32 @@ pub(crate) fn make_mount_points(
         .mode(0o755)
         .create(&parent)
         .map_err(fail(&parent))?;
+    let parent_fd = rustix::fs::open(
+        &parent,
+        OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| fail(&parent)(errno.into()))?;
     for path in closure.paths() {
-        let place = below(layer_dir, path.as_path());
         let object = look_at(path)?;
-        make_place(path, &object, &place).map_err(fail(&place))?;
+        make_place(path, &object, &parent_fd)
+            .map_err(|source| fail(&parent.join(path.base_name()))(source))?;
     }
     Ok(())
 }
 
-fn make_place(path: &StorePath, object: &Metadata, place: &Path) -> io::Result<()> {
+/// Makes the place by its last component: the others are looked up once, and not a thousand times.
+fn make_place(path: &StorePath, object: &Metadata, parent: &OwnedFd) -> io::Result<()> {
+    let name = path.base_name();
     if object.is_dir() {
-        fs::create_dir(place)
+        rustix::fs::mkdirat(parent, name, Mode::from(0o755))?;
     } else if object.is_symlink() {
-        symlink(fs::read_link(path.as_path())?, place)
+        rustix::fs::symlinkat(fs::read_link(path.as_path())?, parent, name)?;
     } else {
-        File::create_new(place).map(drop)
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(parent, name, flags, Mode::from(0o644))?;
     }
+    Ok(())
 }
 
 fn look_at(path: &StorePath) -> Result<Metadata, Error> {
@@ -114,6 +125,8 @@ fn below(dir: &Path, path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     const DIR: &str = "0kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-dir";

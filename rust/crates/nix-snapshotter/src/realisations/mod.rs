@@ -1,9 +1,8 @@
 //! Realisations for calls that come and go: who shares one, who has to wait, what is left.
 //!
-//! A realisation that has something to fetch is shared by all calls that ask for the same
-//! closure meanwhile, and only a limited number of them run at once, in the order in
-//! which they were asked for. One that finds everything in the store only makes GC
-//! roots, which are its own call's, and waits for nobody.
+//! A realisation is shared by all calls that ask for the same closure meanwhile. Only a
+//! limited number of them run at once, in the order in which they were asked for; but
+//! one that finds everything in the store only makes GC roots, and waits for nobody.
 //!
 //! ```text
 //!  call ──┐  Arc                    Weak
@@ -86,13 +85,6 @@ struct SharedRealisation {
 /// What the task of a realisation ends with. The layer is for one call.
 type Outcome = Result<Mutex<Option<RealisedLayer>>, Arc<nix_store::Error>>;
 
-/// Whether a realisation has to wait for its turn.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    Needed,
-    NotNeeded,
-}
-
 impl Realisations {
     /// At most `max_fetching` realisations that have something to fetch will run at once.
     pub(crate) fn new(
@@ -136,22 +128,13 @@ impl Realisations {
         self: &Arc<Self>,
         layer: &Arc<LayerClosure>,
     ) -> Result<RealisedLayer, Error> {
-        loop {
-            let realisation = if self.is_present(layer).await? {
-                Arc::new_cyclic(|own| self.begin(layer, own, Turn::NotNeeded))
-            } else {
-                self.share(layer)
-            };
-            if let Some(realised) = realisation.outcome().await? {
-                return Ok(realised);
-            }
-            // Another call has it. Its roots may go at any time: nothing is taken for granted.
+        let shared = self.share(layer);
+        if let Some(realised) = shared.outcome().await? {
+            return Ok(realised);
         }
-    }
-
-    async fn is_present(&self, layer: &Arc<LayerClosure>) -> Result<bool, Error> {
-        let (realiser, layer) = (self.realiser.clone(), Arc::clone(layer));
-        Ok(tokio::task::spawn_blocking(move || realiser.is_present(&layer)).await?)
+        // Another call has it. Its roots may go at any time: nothing is taken for granted.
+        let own = Arc::new_cyclic(|own| self.begin(layer, own));
+        own.outcome().await?.ok_or(Error::NoOutcome)
     }
 
     /// The realisation of this closure that is under way, or a new one.
@@ -161,7 +144,7 @@ impl Realisations {
             info!("waiting for the realisation of this closure that is under way");
             return found;
         }
-        let new = Arc::new_cyclic(|own| self.begin(layer, own, Turn::Needed));
+        let new = Arc::new_cyclic(|own| self.begin(layer, own));
         shared.insert((**layer).clone(), Arc::downgrade(&new));
         new
     }
@@ -184,14 +167,13 @@ impl Realisations {
         self: &Arc<Self>,
         layer: &Arc<LayerClosure>,
         own: &Weak<SharedRealisation>,
-        turn: Turn,
     ) -> SharedRealisation {
         let cancel = self.shutdown.child_token();
         let (sender, outcome) = watch::channel(None);
         let (this, layer, own) = (Arc::clone(self), Arc::clone(layer), own.clone());
         let task_cancel = cancel.clone();
         let task = async move {
-            let (outcome, fetched) = match this.run(&layer, turn, &task_cancel).await {
+            let (outcome, fetched) = match this.run(&layer, &task_cancel).await {
                 Ok((realised, fetched)) => (Ok(Mutex::new(Some(realised))), fetched),
                 Err(error) => (Err(Arc::new(error)), Vec::new()),
             };
@@ -213,11 +195,10 @@ impl Realisations {
     /// Realises a layer into directories of its own, of which nothing is left if that fails.
     async fn run(
         &self,
-        layer: &LayerClosure,
-        turn: Turn,
+        layer: &Arc<LayerClosure>,
         cancel: &CancellationToken,
     ) -> Result<(RealisedLayer, Vec<StorePath>), nix_store::Error> {
-        let result = self.run_in_turn(layer, turn, cancel).await;
+        let result = self.run_in_turn(layer, cancel).await;
         let ended = match &result {
             Ok(_) => &self.counters.succeeded,
             Err(nix_store::Error::Cancelled) => &self.counters.cancelled,
@@ -229,14 +210,10 @@ impl Realisations {
 
     async fn run_in_turn(
         &self,
-        layer: &LayerClosure,
-        turn: Turn,
+        layer: &Arc<LayerClosure>,
         cancel: &CancellationToken,
     ) -> Result<(RealisedLayer, Vec<StorePath>), nix_store::Error> {
-        let _turn = match turn {
-            Turn::Needed => Some(self.turn(cancel).await?),
-            Turn::NotNeeded => None,
-        };
+        let _turn = self.turn(layer, cancel).await?;
         let reservation = self.snapshots.reserve();
         let roots = self.realiser.roots(reservation.attachment_dir());
         let running = Counted::in_(&self.counters.running);
@@ -266,17 +243,26 @@ impl Realisations {
         }
     }
 
+    /// Waits until this may run; `None` where that needs no turn.
     async fn turn(
         &self,
+        layer: &Arc<LayerClosure>,
         cancel: &CancellationToken,
-    ) -> Result<SemaphorePermit<'_>, nix_store::Error> {
-        let _waiting = Counted::in_(&self.counters.waiting);
-        if self.turns.available_permits() == 0 {
-            info!("waiting for a turn: `max_realisations` of them are fetching");
+    ) -> Result<Option<SemaphorePermit<'_>>, nix_store::Error> {
+        // Looking at a thousand paths takes some milliseconds. They are saved where turns are free.
+        if let Ok(permit) = self.turns.try_acquire() {
+            return Ok(Some(permit));
         }
+        let (realiser, looked_at) = (self.realiser.clone(), Arc::clone(layer));
+        let present = tokio::task::spawn_blocking(move || realiser.is_present(&looked_at)).await;
+        if present.unwrap_or(false) {
+            return Ok(None);
+        }
+        let _waiting = Counted::in_(&self.counters.waiting);
+        info!("waiting for a turn: `max_realisations` of them are under way");
         tokio::select! {
             // It is never closed.
-            Ok(permit) = self.turns.acquire() => Ok(permit),
+            Ok(permit) = self.turns.acquire() => Ok(Some(permit)),
             () = cancel.cancelled() => Err(nix_store::Error::Cancelled),
         }
     }
