@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::Path,
     time::SystemTime,
 };
@@ -55,7 +55,6 @@ fn making(subject: &Subject, kind: Kind, make: Make) -> Result<()> {
         ("new", "nothing", NotFound, "nothing"),
         ("new", "active", InvalidArgument, "active"),
         ("new", "view", InvalidArgument, "view"),
-        // The key counts before the parent, as containerd's own checks have it.
         ("active", "base", AlreadyExists, "active"),
     ] {
         refused(make(key, parent), code, &[named])
@@ -109,6 +108,8 @@ pub fn mounts_of_each_kind(subject: &Subject) -> Result<()> {
     let first = upper(&mounts)?;
     let attributes = fs::metadata(&first)?;
     ensure!(attributes.permissions().mode() & 0o7777 == 0o755 && attributes.uid() == 0);
+    chown(&first, Some(7), Some(8))?;
+    fs::set_permissions(&first, fs::Permissions::from_mode(0o700))?;
     subject.commit("1", "extract-1")?;
 
     let mounts = subject.view("empty view", "")?;
@@ -121,6 +122,10 @@ pub fn mounts_of_each_kind(subject: &Subject) -> Result<()> {
     let mount = overlay(&subject.prepare("extract-2", "1")?)?;
     let second = upper(std::slice::from_ref(&mount))?;
     ensure!(option(&mount, "lowerdir") == first.to_str(), "{mount:?}");
+    // The root of a layer has the owner of the one below, and not its mode.
+    let attributes = fs::metadata(&second)?;
+    ensure!(attributes.permissions().mode() & 0o7777 == 0o755);
+    ensure!((attributes.uid(), attributes.gid()) == (7, 8));
     let work = Path::new(option(&mount, "workdir").context("no workdir")?);
     ensure!(
         work.is_dir() && work.parent() == second.parent() && second != first,
