@@ -2,7 +2,8 @@
 //!
 //! containerd's own suite (`core/snapshots/testsuite`, 1.7 to 2.4) has 21 tests.
 //! [`metadata`] and [`content`] have the same ones under the same names, and [`codes`]
-//! what its reference implementation answers call by call. [`conformance_suite`](crate::conformance_suite) and
+//! what its reference implementation answers call by call.
+//! [`conformance_suite`](crate::conformance_suite) and
 //! [`codes_suite`](crate::codes_suite) make one test of each, for a target that a function starts.
 //!
 //! The targets of this project are in [`targets`]. One of them is containerd's own
