@@ -16,3 +16,4 @@ mod realisations;
 mod restart;
 mod run;
 mod service;
+mod through_containerd;
