@@ -56,7 +56,7 @@ impl Outages {
     /// Whether a call that began at this moment and has failed by now was cut off.
     #[must_use]
     pub fn excuse(&self, since: u32) -> bool {
-        since % 2 == 1 || self.now() != since
+        !since.is_multiple_of(2) || self.now() != since
     }
 }
 
@@ -369,7 +369,7 @@ impl<'a> Worker<'a> {
         poll("the daemon", AWAY_BOUND, || {
             let outages = self.outages;
             poll("the end of an outage", AWAY_BOUND, || {
-                Ok(when(outages.now() % 2 == 0))
+                Ok(when(outages.now().is_multiple_of(2)))
             })?;
             let since = outages.now();
             match attempt(self) {

@@ -130,7 +130,7 @@ impl Layers {
             let (derivation, output) = store.plan("built", &script)?;
             symlink(
                 derivation.path(),
-                derivations.join(&output[1..].replace('/', "-")),
+                derivations.join(output[1..].replace('/', "-")),
             )?;
             labels.push(vec![path(0, &output), path(1, objects[1].path())]);
             objects.push(derivation);
