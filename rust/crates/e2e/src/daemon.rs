@@ -381,10 +381,31 @@ impl Daemon {
     /// # Errors
     /// It has ended.
     pub fn resident_kib(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that it has had, in kibibytes.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn peak_kib(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// Lets [`Daemon::peak_kib`] begin at what is resident now (proc_pid_clear_refs(5)).
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn forget_peak(&self) -> Result<()> {
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.pid()), "5")?)
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        Ok(number.context("no VmRSS in /proc/<pid>/status")?.parse()?)
+        let number = number.with_context(|| format!("no {field} in /proc/<pid>/status"))?;
+        Ok(number.parse()?)
     }
 
     /// Waits until the disk holds again what it held before.

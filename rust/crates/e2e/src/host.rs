@@ -111,6 +111,15 @@ impl Host {
     /// # Errors
     /// Names the variable, program or fixture that is missing.
     pub fn detect() -> Result<Self> {
+        // A short path: those of sockets have about 100 bytes.
+        Self::detect_in(Path::new("/tmp"))
+    }
+
+    /// The same, with the directory below `parent`, which decides on the file system.
+    ///
+    /// # Errors
+    /// As for [`Host::detect`].
+    pub fn detect_in(parent: &Path) -> Result<Self> {
         let file = |variable| -> Result<PathBuf> {
             let path = env::var_os(variable).with_context(|| format!("{variable} is not set"))?;
             let path = PathBuf::from(path);
@@ -128,8 +137,7 @@ impl Host {
             nix_snapshotter: file(DAEMON)?,
             nix2container: file(CLI)?,
             fixtures: file(FIXTURES)?,
-            // A short path: those of sockets have about 100 bytes.
-            dir: tempfile::Builder::new().prefix("e2e-").tempdir_in("/tmp")?,
+            dir: tempfile::Builder::new().prefix("e2e-").tempdir_in(parent)?,
         })
     }
 

@@ -4,9 +4,11 @@
 //! machine; absolute figures do not.
 //!
 //! * [`images`]: what the size of a closure costs.
+//! * [`snapshots`]: how fast a snapshotter is, and how small the daemon stays.
 //! * [`table`]: medians, and what they are compared with.
 
 pub mod images;
+pub mod snapshots;
 pub mod table;
 
 use std::time::{Duration, Instant};
