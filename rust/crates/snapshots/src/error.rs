@@ -149,13 +149,10 @@ pub enum Error {
 
     /// The store is not as it was written.
     #[error(
-        "{path:?} is damaged: restore it from a backup, or remove the images of this snapshotter \
-         from containerd and delete the root directory"
+        "{path:?} is damaged ({reason}): restore the root directory from a backup, or remove the \
+         images of this snapshotter from containerd and delete the root directory"
     )]
-    StoreDamaged {
-        path: PathBuf,
-        source: Box<redb::Error>,
-    },
+    StoreDamaged { path: PathBuf, reason: String },
 
     /// A newer version of this crate wrote the store.
     #[error(
@@ -164,8 +161,8 @@ pub enum Error {
     )]
     NewerSchema {
         path: PathBuf,
-        found: u64,
-        known: u64,
+        found: i64,
+        known: i64,
     },
 
     /// The kernel lacks something.
@@ -188,7 +185,7 @@ pub enum Error {
     Store {
         operation: &'static str,
         path: PathBuf,
-        source: Box<redb::Error>,
+        source: Box<rusqlite::Error>,
     },
 
     /// The store failed while it made a change durable, which may be on the disk or not.
@@ -196,7 +193,7 @@ pub enum Error {
     Unconfirmed {
         operation: &'static str,
         path: PathBuf,
-        source: Box<redb::Error>,
+        source: io::Error,
     },
 
     /// A row of the store cannot be read.
@@ -246,8 +243,12 @@ impl Error {
             | Self::StoreMissing { .. }
             | Self::NewerSchema { .. }
             | Self::Kernel { .. } => Code::FailedPrecondition,
-            Self::Io { source, .. } if is_full(source) => Code::ResourceExhausted,
-            Self::Store { source, .. } | Self::Unconfirmed { source, .. } if matches!(&**source, redb::Error::Io(source) if is_full(source)) => {
+            Self::Io { source, .. } | Self::Unconfirmed { source, .. } if is_full(source) => {
+                Code::ResourceExhausted
+            }
+            Self::Store { source, .. }
+                if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) =>
+            {
                 Code::ResourceExhausted
             }
             Self::StoreDamaged { .. }

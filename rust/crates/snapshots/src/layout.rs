@@ -63,6 +63,11 @@ impl Layout {
         orphans.iter().for_each(|id| self.delete_snapshot(*id));
         let highest = note(found.last().copied().unwrap_or(Id(0)))?;
         orphans.iter().for_each(|id| self.delete_attachment(*id));
+        for id in stored.difference(found) {
+            // The power went away before the file system wrote what was new.
+            let path = self.snapshot_dir(*id);
+            tracing::warn!(path = %path.display(), "the directory of a snapshot is missing");
+        }
         self.next.store(highest.0 + 1, Ordering::Relaxed);
         Ok(())
     }
@@ -127,17 +132,17 @@ impl Layout {
         Ok(())
     }
 
-    /// Has on the disk what was made under an id: the layer itself, and every name that leads to
-    /// it and to the attachment.
+    /// Has on the disk what was made under an id with an attachment: the layer itself, and every
+    /// name that leads to it and to the attachment. Without one there is nothing to keep yet.
     pub(crate) fn persist(&self, id: Id) -> Result<()> {
-        sync(&layer_dir(&self.snapshots, id))?;
-        sync(&self.snapshot_dir(id))?;
-        sync(&self.snapshots)?;
         let attachment = self.attachment_dir(id);
         let attached = attachment
             .try_exists()
             .map_err(Error::io("look for", &attachment))?;
         if attached {
+            sync(&layer_dir(&self.snapshots, id))?;
+            sync(&self.snapshot_dir(id))?;
+            sync(&self.snapshots)?;
             sync(&attachment)?;
             sync(&self.attachments)?;
         }

@@ -1,43 +1,36 @@
 //! How one snapshot is written in the store.
 //!
-//! ```text
-//! version 1   u8          kind        u8 (1 view, 2 active, 3 committed)
-//! id          u64         created     i64, nanoseconds since 1970
-//! updated     i64         has usage   u8 (0 or 1)
-//! size        u64         inodes      u64
-//! parent      string      labels      (string, string)*, to the end
-//! ```
-//!
-//! Integers are little-endian, a string is its length as u32 and its bytes. The labels stand last
-//! and are only decoded when they are asked for: a Nix layer can carry thousands of them, and most
-//! calls need none.
+//! A row has a column for each field. The labels are one value, (string, string)*, where a string
+//! is its length as little-endian u32 and its bytes: they are only decoded when they are asked for,
+//! since a Nix layer can carry thousands of them and most calls need none. The checksum is the
+//! CRC-32 of everything else.
 
-use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use crate::model::{Id, Info, Kind, Labels, Usage};
+use rusqlite::types::ToSqlOutput;
+use rusqlite::{CachedStatement, ToSql, params};
 
-const VERSION: u8 = 1;
+use crate::model::{Id, Info, Kind, Labels, Usage};
 
 /// What is wrong with a row that cannot be decoded.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
-/// One row; borrowed when it is read, so that a large one is not copied.
+/// One row, without the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Row<'a> {
+pub(crate) struct Row {
     pub(crate) id: Id,
     pub(crate) kind: Kind,
+    pub(crate) parent: Option<Id>,
     pub(crate) created: Nanos,
     pub(crate) updated: Nanos,
     pub(crate) usage: Option<Usage>,
-    pub(crate) parent: Cow<'a, str>,
-    labels: Cow<'a, [u8]>,
+    labels: Vec<u8>,
 }
 
 /// Nanoseconds since 1970, which i64 holds until the year 2262.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Nanos(i64);
+pub(crate) struct Nanos(pub(crate) i64);
 
 impl Nanos {
     fn now() -> Self {
@@ -58,70 +51,119 @@ impl Nanos {
     }
 }
 
-impl<'a> Row<'a> {
-    pub(crate) fn new(id: Id, kind: Kind, parent: &'a str, labels: &Labels) -> Self {
+impl ToSql for Id {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        // They are counted from 1, so SQLite's signed integers hold them.
+        Ok(self.0.cast_signed().into())
+    }
+}
+
+pub(crate) fn id_from_sql(id: i64) -> Id {
+    Id(id.cast_unsigned())
+}
+
+pub(crate) fn kind_from_sql(kind: i64) -> Result<Kind, Malformed> {
+    match kind {
+        1 => Ok(Kind::View),
+        2 => Ok(Kind::Active),
+        3 => Ok(Kind::Committed),
+        _ => Err(Malformed("unknown kind")),
+    }
+}
+
+fn kind_to_sql(kind: Kind) -> i64 {
+    match kind {
+        Kind::View => 1,
+        Kind::Active => 2,
+        Kind::Committed => 3,
+    }
+}
+
+impl Row {
+    /// The columns that [`Row::read`] expects. The large one is last: SQLite walks over what is
+    /// before a column to reach it.
+    pub(crate) const COLUMNS: &'static str =
+        "name, id, kind, parent, created, updated, size, inodes, checksum, labels";
+
+    pub(crate) fn new(id: Id, kind: Kind, parent: Option<Id>, labels: &Labels) -> Self {
         let now = Nanos::now();
         Self {
             id,
             kind,
+            parent,
             created: now,
             updated: now,
             usage: None,
-            parent: Cow::Borrowed(parent),
-            labels: Cow::Owned(encode_labels(labels)),
+            labels: encode_labels(labels),
         }
     }
 
-    pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let mut rest = Reader(bytes);
-        if rest.u8()? != VERSION {
-            return Err(Malformed("unknown version"));
-        }
-        let kind = match rest.u8()? {
-            1 => Kind::View,
-            2 => Kind::Active,
-            3 => Kind::Committed,
-            _ => return Err(Malformed("unknown kind")),
+    pub(crate) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<Self, Malformed>> {
+        let kind = match kind_from_sql(row.get(2)?) {
+            Ok(kind) => kind,
+            Err(malformed) => return Ok(Err(malformed)),
         };
-        let id = Id(rest.u64()?);
-        let created = Nanos(rest.u64()?.cast_signed());
-        let updated = Nanos(rest.u64()?.cast_signed());
-        let has_usage = rest.u8()? != 0;
-        let usage = Usage {
-            size: rest.u64()?,
-            inodes: rest.u64()?,
+        let usage = match (row.get(6)?, row.get(7)?) {
+            (Some(size), Some(inodes)) => Some(Usage {
+                size: i64::cast_unsigned(size),
+                inodes: i64::cast_unsigned(inodes),
+            }),
+            _ => None,
         };
-        let parent = Cow::Borrowed(rest.string()?);
-        let usage = has_usage.then_some(usage);
-        Ok(Self {
-            id,
+        Ok(Ok(Self {
+            id: id_from_sql(row.get(1)?),
             kind,
-            created,
-            updated,
+            parent: row.get::<_, Option<i64>>(3)?.map(id_from_sql),
+            created: Nanos(row.get(4)?),
+            updated: Nanos(row.get(5)?),
             usage,
-            parent,
-            labels: Cow::Borrowed(rest.0),
-        })
+            labels: row.get(9)?,
+        }))
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let usage = self.usage.unwrap_or_default();
-        let mut bytes = Vec::with_capacity(64 + self.parent.len() + self.labels.len());
-        bytes.push(VERSION);
-        bytes.push(match self.kind {
-            Kind::View => 1,
-            Kind::Active => 2,
-            Kind::Committed => 3,
+    /// Runs a statement whose parameters are [`Row::COLUMNS`], numbered in this order.
+    pub(crate) fn write(
+        &self,
+        name: &str,
+        statement: &mut CachedStatement<'_>,
+    ) -> rusqlite::Result<usize> {
+        let usage = self.usage.map(|usage| {
+            let Usage { size, inodes } = usage;
+            (size.cast_signed(), inodes.cast_signed())
         });
-        bytes.extend_from_slice(&self.id.0.to_le_bytes());
-        bytes.extend_from_slice(&self.created.0.to_le_bytes());
-        bytes.extend_from_slice(&self.updated.0.to_le_bytes());
-        bytes.push(self.usage.is_some().into());
-        bytes.extend_from_slice(&usage.size.to_le_bytes());
-        bytes.extend_from_slice(&usage.inodes.to_le_bytes());
-        push_string(&mut bytes, &self.parent);
-        bytes.extend_from_slice(&self.labels);
-        bytes
+        statement.execute(params![
+            name,
+            self.id,
+            kind_to_sql(self.kind),
+            self.parent,
+            self.created.0,
+            self.updated.0,
+            usage.map(|(size, _)| size),
+            usage.map(|(_, inodes)| inodes),
+            self.checksum(name),
+            self.labels,
+        ])
+    }
+
+    pub(crate) fn checksum(&self, name: &str) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        let usage = self.usage.unwrap_or_default();
+        for number in [
+            name.len() as u64,
+            self.id.0,
+            kind_to_sql(self.kind).cast_unsigned(),
+            self.parent.map_or(0, |parent| parent.0),
+            self.created.0.cast_unsigned(),
+            self.updated.0.cast_unsigned(),
+            self.usage.is_some().into(),
+            usage.size,
+            usage.inodes,
+        ] {
+            hasher.update(&number.to_le_bytes());
+        }
+        hasher.update(name.as_bytes());
+        hasher.update(&self.labels);
+        hasher.finalize()
     }
 
     pub(crate) fn labels(&self) -> Result<Labels, Malformed> {
@@ -134,7 +176,7 @@ impl<'a> Row<'a> {
     }
 
     pub(crate) fn set_labels(&mut self, labels: &Labels) {
-        self.labels = Cow::Owned(encode_labels(labels));
+        self.labels = encode_labels(labels);
     }
 
     /// Notes a change of now, or of the creation where the clock was set back since.
@@ -142,10 +184,11 @@ impl<'a> Row<'a> {
         self.updated = Nanos::now().max(self.created);
     }
 
-    pub(crate) fn info(&self, name: &str) -> Result<Info, Malformed> {
+    /// What is told of the snapshot; `parent` is the name of its parent.
+    pub(crate) fn info(&self, name: &str, parent: String) -> Result<Info, Malformed> {
         Ok(Info {
             name: name.to_owned(),
-            parent: self.parent.clone().into_owned(),
+            parent,
             kind: self.kind,
             created: self.created.to_time(),
             updated: self.updated.to_time(),
@@ -168,7 +211,7 @@ fn encode_labels(labels: &Labels) -> Vec<u8> {
 }
 
 fn push_string(bytes: &mut Vec<u8>, text: &str) {
-    // redb refuses a value of 3 GiB and more, so a length that u32 cannot hold never reaches the
+    // SQLite refuses a value of 1 GB and more, so a length that u32 cannot hold never reaches the
     // disk.
     let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
     bytes.extend_from_slice(&length.to_le_bytes());
@@ -196,14 +239,6 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
-    fn u8(&mut self) -> Result<u8, Malformed> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u64(&mut self) -> Result<u64, Malformed> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
     fn string(&mut self) -> Result<&'a str, Malformed> {
         let length = u32::from_le_bytes(self.array()?) as usize;
         std::str::from_utf8(self.take(length)?).map_err(|_| Malformed("a string is not UTF-8"))
@@ -216,54 +251,47 @@ mod tests {
 
     use super::*;
 
-    fn any_row() -> impl Strategy<Value = Row<'static>> {
-        let kind = prop_oneof![Just(Kind::View), Just(Kind::Active), Just(Kind::Committed)];
-        let usage = proptest::option::of((any::<u64>(), any::<u64>()));
-        let labels = proptest::collection::btree_map(".*", ".*", 0..8);
-        (
-            any::<u64>(),
-            kind,
-            any::<i64>(),
-            any::<i64>(),
-            usage,
-            ".*",
+    fn row(labels: Vec<u8>) -> Row {
+        Row {
             labels,
-        )
-            .prop_map(|(id, kind, created, updated, usage, parent, labels)| Row {
-                id: Id(id),
-                kind,
-                created: Nanos(created),
-                updated: Nanos(updated),
-                usage: usage.map(|(size, inodes)| Usage { size, inodes }),
-                parent: Cow::Owned(parent),
-                labels: Cow::Owned(encode_labels(&labels)),
-            })
+            ..Row::new(Id(1), Kind::Active, None, &Labels::new())
+        }
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_decodes_to_the_same(row in any_row()) {
-            let bytes = row.encode();
-            prop_assert_eq!(&Row::decode(&bytes).unwrap(), &row);
-            row.labels().unwrap();
-        }
-
-        #[test]
-        fn a_cut_row_is_refused_or_lacks_labels(row in any_row(), cut in 0.0..1.0f64) {
-            let bytes = row.encode();
-            let bytes = &bytes[..(bytes.len() as f64 * cut) as usize];
-            if let Ok(short) = Row::decode(bytes) {
-                prop_assert_eq!(&short.parent, &row.parent);
-                if let Ok(labels) = short.labels() {
-                    prop_assert!(labels.len() <= row.labels().unwrap().len());
-                }
-            }
+        fn labels_that_are_encoded_decode_to_the_same(
+            labels in proptest::collection::btree_map(".*", ".*", 0..8)
+        ) {
+            prop_assert_eq!(row(encode_labels(&labels)).labels(), Ok(labels));
         }
 
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Row::decode(&bytes).map(|row| row.labels());
+            let _ = row(bytes).labels();
         }
+    }
+
+    #[test]
+    fn every_field_is_in_the_checksum() {
+        let base = Row {
+            usage: Some(Usage { size: 1, inodes: 1 }),
+            ..Row::new(Id(1), Kind::Active, Some(Id(2)), &Labels::new())
+        };
+        let mut rows = vec![base.clone(); 9];
+        rows[1].id = Id(3);
+        rows[2].kind = Kind::View;
+        rows[3].parent = None;
+        rows[4].created.0 += 1;
+        rows[5].updated.0 += 1;
+        rows[6].usage = None;
+        rows[7].usage = Some(Usage { size: 2, inodes: 1 });
+        rows[8].labels = vec![0];
+        let mut sums: Vec<_> = rows.iter().map(|row| row.checksum("name")).collect();
+        sums.push(base.checksum("nama"));
+        sums.sort_unstable();
+        sums.dedup();
+        assert_eq!(sums.len(), 10);
     }
 
     #[test]
@@ -280,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_change_is_not_earlier_than_the_snapshot() {
-        let mut row = Row::new(Id(1), Kind::Active, "", &Labels::new());
+        let mut row = Row::new(Id(1), Kind::Active, None, &Labels::new());
         for (created, future) in [(Nanos(i64::MAX), true), (Nanos(0), false)] {
             row.created = created;
             row.touch();

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use redb::{Database, TableDefinition};
+use rusqlite::Connection;
 use snapshots::{Code, Error, Kind, Labels, Options, Snapshotter};
 
 fn open(root: &Path) -> Result<Snapshotter, Error> {
@@ -128,7 +128,8 @@ fn a_store_of_another_program_is_left_alone() {
     for (content, words) in [
         (bolt.as_slice(), "bolt"),
         (b"", "unknown"),
-        (b"SQLite format 3\0", "unknown"),
+        (b"SQLite format 3\0", "SQLite database of another program"),
+        (b"redb\x1A\x0A\xA9\x0D\x0A", "before its first release"),
     ] {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("metadata.db");
@@ -168,13 +169,8 @@ fn a_store_of_a_newer_version_is_refused() {
     let s = open(root.path()).unwrap();
     let id = create(&s, "a");
     drop(s);
-    let db = Database::open(root.path().join("metadata.db")).unwrap();
-    let txn = db.begin_write().unwrap();
-    txn.open_table(TableDefinition::<&str, u64>::new("meta"))
-        .unwrap()
-        .insert("schema", 2)
-        .unwrap();
-    txn.commit().unwrap();
+    let db = Connection::open(root.path().join("metadata.db")).unwrap();
+    db.pragma_update(None, "user_version", 2).unwrap();
     drop(db);
     let message = refusal(root.path());
     assert!(
@@ -184,34 +180,72 @@ fn a_store_of_a_newer_version_is_refused() {
     assert!(root.path().join("snapshots").join(id).join("fs").exists());
 }
 
+/// The files of a store. What the processes that use it share is made anew with each first one.
+const FILES: [&str; 3] = ["metadata.db", "metadata.db-wal", "metadata.changes"];
+
+type Files = Vec<(&'static str, Option<Vec<u8>>)>;
+
+fn read(root: &Path) -> Files {
+    let read = |name| (name, fs::read(root.join(name)).ok());
+    FILES.map(read).into()
+}
+
+fn write(root: &Path, files: &Files) {
+    let _ = fs::remove_file(root.join("metadata.db-shm"));
+    for (name, content) in files {
+        match content {
+            Some(content) => fs::write(root.join(name), content).unwrap(),
+            None => drop(fs::remove_file(root.join(name))),
+        }
+    }
+}
+
 /// Its directories would be deleted. After a stop in the middle of work, a store could also pass
-/// for what it was one transaction before.
+/// for what it was some transactions before.
 #[test]
 fn a_damaged_store_never_passes_for_a_smaller_one() {
     let root = tempfile::tempdir().unwrap();
-    let path = root.path().join("metadata.db");
     let s = open(root.path()).unwrap();
     let keys: Vec<_> = (10..30).map(|i| format!("key {i}")).collect();
     let ids: Vec<_> = keys.iter().map(|key| create(&s, key)).collect();
-    let in_use = fs::read(&path).unwrap();
+    let in_use = read(root.path());
     drop(s);
-    let closed = fs::read(&path).unwrap();
+    let closed = read(root.path());
     for whole in [in_use, closed] {
-        let mut refused = 0;
-        for at in (0..whole.len()).step_by(997) {
-            let mut damaged = whole.clone();
-            damaged[at] ^= 0x41;
-            fs::write(&path, &damaged).unwrap();
-            match open(root.path()) {
-                Ok(s) => assert_eq!(names(&s), keys, "byte {at}"),
-                Err(_) => refused += 1,
+        let mut refused = [0; FILES.len()];
+        for (file, refused) in refused.iter_mut().enumerate() {
+            let length = whole[file].1.as_ref().map_or(0, Vec::len);
+            // The log is long and mostly zeros.
+            let step = if length < 100 { 1 } else { 397 };
+            for at in (0..length.min(150_000)).step_by(step) {
+                let mut damaged = whole.clone();
+                damaged[file].1.as_mut().unwrap()[at] ^= 0x41;
+                write(root.path(), &damaged);
+                match open(root.path()) {
+                    Ok(s) => assert_eq!(names(&s), keys, "byte {at} of {}", FILES[file]),
+                    Err(_) => *refused += 1,
+                }
+                for id in &ids {
+                    let layer = root.path().join("snapshots").join(id).join("fs");
+                    assert!(layer.exists(), "byte {at} of {}", FILES[file]);
+                }
             }
-            for id in &ids {
-                let layer = root.path().join("snapshots").join(id).join("fs");
-                assert!(layer.exists(), "byte {at}");
-            }
+            let expected = whole[file].1.is_some();
+            assert_eq!(*refused > 0, expected, "{}", FILES[file]);
         }
-        assert!(refused > 0);
+        // Whole transactions are missing.
+        if whole[1].1.is_some() {
+            let mut without = whole.clone();
+            without[1].1 = None;
+            write(root.path(), &without);
+            let message = refusal(root.path());
+            assert!(
+                message.contains("damaged (it has 0 transactions, and had 20)"),
+                "{message}"
+            );
+        }
+        write(root.path(), &whole);
+        assert_eq!(names(&open(root.path()).unwrap()), keys);
     }
 }
 

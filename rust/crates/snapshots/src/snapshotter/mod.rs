@@ -234,7 +234,7 @@ impl Snapshotter {
     }
 
     /// Calls `each` with every snapshot that one of the filters lets through, or with all if there
-    /// is no filter, in the order of their names, until it breaks.
+    /// is no filter, in the order of their ids, until it breaks.
     ///
     /// All of them are as of one moment, and other calls go on meanwhile, from `each` too. The
     /// store can use the space of what changes meanwhile again only afterwards.

@@ -3,49 +3,64 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use redb::{AccessGuard, ReadableTable};
+use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use super::{SEQUENCE, Stop, Store};
+use super::{Stop, Store};
 use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage, masked_labels};
-use crate::row::{Malformed, Row};
+use crate::row::{Malformed, Row, id_from_sql, kind_from_sql};
 
-/// A snapshot that another has as its parent.
-struct Parent {
+/// What most calls need to know of a snapshot: all but its labels.
+struct Head {
     id: Id,
     kind: Kind,
-    /// The name of its own parent.
-    parent: String,
+    parent: Option<Id>,
 }
 
 /// The snapshots inside a transaction of either sort.
-trait Snapshots: ReadableTable<&'static str, &'static [u8]> {
-    fn find(&self, key: &str) -> Result<AccessGuard<'_, &'static [u8]>, Stop> {
-        self.get(key)?.ok_or_else(|| {
-            Error::NotFound {
-                key: key.to_owned(),
-            }
-            .into()
-        })
+struct Snapshots<'a>(&'a Connection);
+
+impl Snapshots<'_> {
+    fn look_up(&self, name: &str) -> Result<Option<Head>, Stop> {
+        let mut select = self
+            .0
+            .prepare_cached("SELECT id, kind, parent FROM snapshots WHERE name = ?")?;
+        let found = select.query_row([name], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get::<_, Option<i64>>(2)?))
+        });
+        let Some((id, kind, parent)) = found.optional()? else {
+            return Ok(None);
+        };
+        Ok(Some(Head {
+            id: id_from_sql(id),
+            kind: kind_from_sql(kind).map_err(damaged(name))?,
+            parent: parent.map(id_from_sql),
+        }))
     }
 
-    /// The snapshot `parent`, which is to be or is the parent of `key`.
-    fn parent(&self, key: &str, parent: &str) -> Result<Parent, Stop> {
-        let Some(bytes) = self.get(parent)? else {
+    fn head(&self, key: &str) -> Result<Head, Stop> {
+        self.look_up(key)?.ok_or_else(|| not_found(key))
+    }
+
+    fn row(&self, key: &str) -> Result<Row, Stop> {
+        let select = format!("SELECT {} FROM snapshots WHERE name = ?", Row::COLUMNS);
+        let mut select = self.0.prepare_cached(&select)?;
+        let found = select.query_row([key], Row::read).optional()?;
+        let row = found.ok_or_else(|| not_found(key))?;
+        Ok(row.map_err(damaged(key))?)
+    }
+
+    /// The committed snapshot `parent`, which is to be or is the parent of `key`.
+    fn parent(&self, key: &str, parent: &str) -> Result<Head, Stop> {
+        self.look_up(parent)?.ok_or_else(|| {
             let (key, parent) = (key.to_owned(), parent.to_owned());
-            return Err(Error::ParentNotFound { key, parent }.into());
-        };
-        let row = decode(parent, bytes.value())?;
-        Ok(Parent {
-            id: row.id,
-            kind: row.kind,
-            parent: row.parent.into_owned(),
+            Error::ParentNotFound { key, parent }.into()
         })
     }
 
     fn vacant(&self, key: &str) -> Result<(), Stop> {
-        match self.get(key)? {
+        match self.look_up(key)? {
             Some(_) => Err(Error::AlreadyExists {
                 key: key.to_owned(),
             }
@@ -55,43 +70,85 @@ trait Snapshots: ReadableTable<&'static str, &'static [u8]> {
     }
 
     /// Whether a snapshot could be made, in the order in which containerd's own store asks; gives
-    /// the ids of its ancestors.
-    fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Vec<Id>, Stop> {
+    /// its parent.
+    fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Option<Head>, Stop> {
         if kind == Kind::Committed {
             return Err(Error::CreateCommitted {
                 key: key.to_owned(),
             }
             .into());
         }
-        if let Some(parent) = parent {
-            let Parent { kind, .. } = self.parent(key, parent)?;
-            if kind != Kind::Committed {
-                let (key, parent) = (key.to_owned(), parent.to_owned());
-                return Err(Error::CreateOnUncommitted { key, parent, kind }.into());
+        let parent = match parent {
+            None => None,
+            Some(name) => {
+                let parent = self.parent(key, name)?;
+                let kind = parent.kind;
+                if kind != Kind::Committed {
+                    let (key, parent) = (key.to_owned(), name.to_owned());
+                    return Err(Error::CreateOnUncommitted { key, parent, kind }.into());
+                }
+                Some(parent)
             }
-        }
+        };
         self.vacant(key)?;
-        self.lineage(key, parent.unwrap_or_default())
+        Ok(parent)
     }
 
-    /// The ids of the ancestors of `key`, whose parent is `parent`, or which has none if that is
-    /// empty.
-    fn lineage(&self, key: &str, parent: &str) -> Result<Vec<Id>, Stop> {
+    /// The ids of a snapshot's ancestors; `parent` is the first of them.
+    fn lineage(&self, parent: Option<Id>) -> Result<Vec<Id>, Stop> {
+        let mut select = self
+            .0
+            .prepare_cached("SELECT parent FROM snapshots WHERE id = ?")?;
         let mut ids = Vec::new();
-        let mut name = parent.to_owned();
-        while !name.is_empty() {
-            let ancestor = self.parent(key, &name)?;
-            ids.push(ancestor.id);
-            name = ancestor.parent;
+        let mut next = parent;
+        while let Some(id) = next {
+            ids.push(id);
+            let above: Option<i64> = select.query_row([id], |row| row.get(0))?;
+            next = above.map(id_from_sql);
         }
         Ok(ids)
     }
+
+    fn name(&self, id: Option<Id>) -> Result<String, Stop> {
+        let Some(id) = id else {
+            return Ok(String::new());
+        };
+        let mut select = self
+            .0
+            .prepare_cached("SELECT name FROM snapshots WHERE id = ?")?;
+        Ok(select.query_row([id], |row| row.get(0))?)
+    }
+
+    fn info(&self, name: &str, row: &Row) -> Result<Info, Stop> {
+        let parent = self.name(row.parent)?;
+        Ok(row.info(name, parent).map_err(damaged(name))?)
+    }
+
+    fn insert(&self, name: &str, row: &Row) -> Result<(), Stop> {
+        let insert = format!(
+            "INSERT INTO snapshots ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            Row::COLUMNS
+        );
+        row.write(name, &mut self.0.prepare_cached(&insert)?)?;
+        Ok(())
+    }
+
+    /// Writes the row of a snapshot anew, perhaps under another name.
+    fn replace(&self, name: &str, row: &Row) -> Result<(), Stop> {
+        const UPDATE: &str = concat!(
+            "UPDATE snapshots SET name = ?1, kind = ?3, parent = ?4, created = ?5, updated = ?6, ",
+            "size = ?7, inodes = ?8, checksum = ?9, labels = ?10 WHERE id = ?2"
+        );
+        row.write(name, &mut self.0.prepare_cached(UPDATE)?)?;
+        Ok(())
+    }
 }
 
-impl<T: ReadableTable<&'static str, &'static [u8]>> Snapshots for T {}
-
-fn decode<'a>(key: &str, bytes: &'a [u8]) -> Result<Row<'a>> {
-    Row::decode(bytes).map_err(damaged(key))
+fn not_found(key: &str) -> Stop {
+    Error::NotFound {
+        key: key.to_owned(),
+    }
+    .into()
 }
 
 fn damaged(key: &str) -> impl FnOnce(Malformed) -> Error {
@@ -101,40 +158,59 @@ fn damaged(key: &str) -> impl FnOnce(Malformed) -> Error {
     }
 }
 
+/// Has the highest id be `id` at least.
+fn raise_sequence(txn: &Transaction<'_>, id: Id) -> Result<(), Stop> {
+    txn.prepare_cached("UPDATE state SET sequence = max(sequence, ?)")?
+        .execute([id])?;
+    Ok(())
+}
+
 impl Store {
     /// Notes that `id` was given, and tells the highest id that was noted or published ever.
     pub(crate) fn note_given(&self, id: Id) -> Result<Id> {
-        let sequence = self.meta(SEQUENCE).map(Id)?;
+        let sequence = self.sequence()?;
         if id <= sequence {
             return Ok(sequence);
         }
-        self.write("note an id", |tables| {
-            tables.meta.insert(SEQUENCE, id.0)?;
+        self.write("note an id", |txn| {
+            raise_sequence(txn, id)?;
             Ok(id)
         })
     }
 
-    /// The ids of all snapshots.
-    pub(crate) fn ids(&self) -> Result<BTreeSet<Id>> {
-        self.read("list the snapshots", |snapshots| {
-            let mut ids = BTreeSet::new();
-            for entry in snapshots.iter()? {
-                let (key, bytes) = entry?;
-                ids.insert(decode(key.value(), bytes.value())?.id);
-            }
-            Ok(ids)
+    /// The highest id that was noted or published ever.
+    fn sequence(&self) -> Result<Id> {
+        self.read("read the state", |txn| {
+            let mut select = txn.prepare_cached("SELECT sequence FROM state")?;
+            Ok(id_from_sql(select.query_row((), |row| row.get(0))?))
         })
     }
 
+    /// The ids of all snapshots. A removed one is not among them once its removal is durable.
+    pub(crate) fn ids(&self) -> Result<BTreeSet<Id>> {
+        let ids = self.read("list the snapshots", |txn| {
+            let mut select = txn.prepare_cached("SELECT id FROM snapshots ORDER BY id")?;
+            let ids = select.query_map((), |row| row.get(0).map(id_from_sql))?;
+            Ok(ids.collect::<rusqlite::Result<_>>()?)
+        })?;
+        self.settle("list the snapshots")?;
+        Ok(ids)
+    }
+
     pub(crate) fn counts(&self) -> Result<Counts> {
-        self.read("count the snapshots", |snapshots| {
+        self.read("count the snapshots", |txn| {
+            let mut select =
+                txn.prepare_cached("SELECT kind, count(*) FROM snapshots GROUP BY kind")?;
             let mut counts = Counts::default();
-            for entry in snapshots.iter()? {
-                let (key, bytes) = entry?;
-                match decode(key.value(), bytes.value())?.kind {
-                    Kind::View => counts.views += 1,
-                    Kind::Active => counts.active += 1,
-                    Kind::Committed => counts.committed += 1,
+            let mut rows = select.query(())?;
+            while let Some(row) = rows.next()? {
+                let count = i64::cast_unsigned(row.get(1)?);
+                match kind_from_sql(row.get(0)?) {
+                    Ok(Kind::View) => counts.views = count,
+                    Ok(Kind::Active) => counts.active = count,
+                    Ok(Kind::Committed) => counts.committed = count,
+                    // Whoever reads this snapshot is told.
+                    Err(_) => {}
                 }
             }
             Ok(counts)
@@ -143,8 +219,10 @@ impl Store {
 
     /// Whether a snapshot could be made; gives the ids of its ancestors.
     pub(crate) fn admit(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<Vec<Id>> {
-        self.read("look up a snapshot", |snapshots| {
-            snapshots.admit(kind, key, parent)
+        self.read("look up a snapshot", |txn| {
+            let snapshots = Snapshots(txn);
+            let parent = snapshots.admit(kind, key, parent)?;
+            snapshots.lineage(parent.map(|parent| parent.id))
         })
     }
 
@@ -157,64 +235,60 @@ impl Store {
         labels: &Labels,
     ) -> Result<()> {
         let Snapshot { id, kind, parents } = snapshot;
-        self.write("add a snapshot", |tables| {
-            let found = tables.snapshots.admit(*kind, key, parent)?;
-            let parent = parent.unwrap_or_default();
-            if found != *parents {
+        let row = Row::new(*id, *kind, parents.first().copied(), labels);
+        self.write("add a snapshot", |txn| {
+            let snapshots = Snapshots(txn);
+            let found = snapshots.admit(*kind, key, parent)?;
+            // The parent's own parents cannot change.
+            if found.map(|parent| parent.id) != row.parent {
                 // Its name was given to another snapshot since the directories were made.
-                let (key, parent) = (key.to_owned(), parent.to_owned());
+                let (key, parent) = (key.to_owned(), parent.unwrap_or_default().to_owned());
                 return Err(Error::ParentNotFound { key, parent }.into());
             }
-            let row = Row::new(*id, *kind, parent, labels);
-            tables.snapshots.insert(key, row.encode().as_slice())?;
-            if let Some(parent) = parents.first() {
-                tables.children.insert((parent.0, id.0), key)?;
-            }
-            let sequence = tables.meta.get(SEQUENCE)?.map_or(0, |value| value.value());
-            tables.meta.insert(SEQUENCE, sequence.max(id.0))?;
-            Ok(())
+            snapshots.insert(key, &row)?;
+            raise_sequence(txn, *id)
         })
     }
 
     pub(crate) fn snapshot(&self, key: &str) -> Result<Snapshot> {
-        self.read("read a snapshot", |snapshots| {
-            let bytes = snapshots.find(key)?;
-            let row = decode(key, bytes.value())?;
-            if row.kind == Kind::Committed {
+        self.read("read a snapshot", |txn| {
+            let snapshots = Snapshots(txn);
+            let Head { id, kind, parent } = snapshots.head(key)?;
+            if kind == Kind::Committed {
                 return Err(Error::MountsOfCommitted {
                     key: key.to_owned(),
                 }
                 .into());
             }
-            let parents = snapshots.lineage(key, &row.parent)?;
-            Ok(Snapshot {
-                id: row.id,
-                kind: row.kind,
-                parents,
-            })
+            let parents = snapshots.lineage(parent)?;
+            Ok(Snapshot { id, kind, parents })
         })
     }
 
     pub(crate) fn info(&self, key: &str) -> Result<(Id, Info)> {
-        self.read("read a snapshot", |snapshots| {
-            let bytes = snapshots.find(key)?;
-            let row = decode(key, bytes.value())?;
-            Ok((row.id, row.info(key).map_err(damaged(key))?))
+        self.read("read a snapshot", |txn| {
+            let snapshots = Snapshots(txn);
+            let row = snapshots.row(key)?;
+            Ok((row.id, snapshots.info(key, &row)?))
         })
     }
 
-    /// Calls `each` with every snapshot that `filter` lets through, in the order of the names, as
-    /// of one moment.
+    /// Calls `each` with every snapshot that `filter` lets through, in the order of the ids, as of
+    /// one moment.
     pub(crate) fn list(
         &self,
         filter: &Filter,
         mut each: impl FnMut(Id, Info) -> ControlFlow<()>,
     ) -> Result<()> {
-        self.read("list the snapshots", |snapshots| {
-            for entry in snapshots.iter()? {
-                let (key, bytes) = entry?;
-                let row = decode(key.value(), bytes.value())?;
-                let info = row.info(key.value()).map_err(damaged(key.value()))?;
+        self.read("list the snapshots", |txn| {
+            let snapshots = Snapshots(txn);
+            let select = format!("SELECT {} FROM snapshots ORDER BY id", Row::COLUMNS);
+            let mut select = txn.prepare_cached(&select)?;
+            let mut rows = select.query(())?;
+            while let Some(found) = rows.next()? {
+                let name: String = found.get(0)?;
+                let row = Row::read(found)?.map_err(damaged(&name))?;
+                let info = snapshots.info(&name, &row)?;
                 if filter.matches(&info) && each(row.id, info).is_break() {
                     break;
                 }
@@ -229,17 +303,14 @@ impl Store {
         labels: &Labels,
         paths: &[P],
     ) -> Result<(Id, Info)> {
-        self.write("update a snapshot", |tables| {
-            let (id, info, bytes) = {
-                let bytes = tables.snapshots.find(key)?;
-                let mut row = decode(key, bytes.value())?;
-                let old = row.labels().map_err(damaged(key))?;
-                row.set_labels(&masked_labels(key, old, labels, paths)?);
-                row.touch();
-                (row.id, row.info(key).map_err(damaged(key))?, row.encode())
-            };
-            tables.snapshots.insert(key, bytes.as_slice())?;
-            Ok((id, info))
+        self.write("update a snapshot", |txn| {
+            let snapshots = Snapshots(txn);
+            let mut row = snapshots.row(key)?;
+            let old = row.labels().map_err(damaged(key))?;
+            row.set_labels(&masked_labels(key, old, labels, paths)?);
+            row.touch();
+            snapshots.replace(key, &row)?;
+            Ok((row.id, snapshots.info(key, &row)?))
         })
     }
 
@@ -252,13 +323,10 @@ impl Store {
         asked: Option<&str>,
         labels: &Labels,
     ) -> Result<()> {
-        self.write("commit a snapshot", |tables| {
-            let (id, kind, parent) = {
-                let bytes = tables.snapshots.find(key)?;
-                let row = decode(key, bytes.value())?;
-                (row.id, row.kind, row.parent.into_owned())
-            };
-            tables.snapshots.vacant(name)?;
+        self.write("commit a snapshot", |txn| {
+            let snapshots = Snapshots(txn);
+            let Head { id, kind, parent } = snapshots.head(key)?;
+            snapshots.vacant(name)?;
             if kind != Kind::Active {
                 return Err(Error::CommitInactive {
                     key: key.to_owned(),
@@ -267,81 +335,69 @@ impl Store {
                 .into());
             }
             let parent = match asked {
-                None => parent.as_str(),
-                Some(asked) if parent.is_empty() || asked == parent => asked,
+                None => parent,
+                Some(asked) if parent.is_none() => {
+                    let Head { id, kind, .. } = snapshots.parent(key, asked)?;
+                    if kind != Kind::Committed {
+                        let (key, parent) = (key.to_owned(), asked.to_owned());
+                        return Err(Error::CommitOnUncommitted { key, parent, kind }.into());
+                    }
+                    Some(id)
+                }
                 Some(asked) => {
-                    let (key, asked) = (key.to_owned(), asked.to_owned());
-                    return Err(Error::ParentMismatch { key, parent, asked }.into());
+                    let own = snapshots.name(parent)?;
+                    if own != asked {
+                        return Err(Error::ParentMismatch {
+                            key: key.to_owned(),
+                            parent: own,
+                            asked: asked.to_owned(),
+                        }
+                        .into());
+                    }
+                    parent
                 }
             };
-            if !parent.is_empty() {
-                let Parent {
-                    id: parent_id,
-                    kind,
-                    ..
-                } = tables.snapshots.parent(key, parent)?;
-                if kind != Kind::Committed {
-                    let (key, parent) = (key.to_owned(), parent.to_owned());
-                    return Err(Error::CommitOnUncommitted { key, parent, kind }.into());
-                }
-                tables.children.insert((parent_id.0, id.0), name)?;
-            }
-            tables.snapshots.remove(key)?;
-            let row = Row::new(id, Kind::Committed, parent, labels);
-            tables.snapshots.insert(name, row.encode().as_slice())?;
-            Ok(())
+            snapshots.replace(name, &Row::new(id, Kind::Committed, parent, labels))
         })
     }
 
     pub(crate) fn remove(&self, key: &str) -> Result<Id> {
-        self.write("remove a snapshot", |tables| {
-            let (id, parent) = {
-                let bytes = tables.snapshots.find(key)?;
-                let row = decode(key, bytes.value())?;
-                (row.id, row.parent.into_owned())
-            };
-            if let Some(child) = tables.children.range((id.0, 0)..=(id.0, u64::MAX))?.next() {
-                let child = child?.1.value().to_owned();
+        self.write("remove a snapshot", |txn| {
+            let Head { id, .. } = Snapshots(txn).head(key)?;
+            let child: Option<String> = txn
+                .prepare_cached("SELECT name FROM snapshots WHERE parent = ? LIMIT 1")?
+                .query_row([id], |row| row.get(0))
+                .optional()?;
+            if let Some(child) = child {
                 return Err(Error::HasChildren {
                     key: key.to_owned(),
                     child,
                 }
                 .into());
             }
-            if !parent.is_empty() {
-                let parent = tables.snapshots.parent(key, &parent)?;
-                tables.children.remove((parent.id.0, id.0))?;
-            }
-            tables.snapshots.remove(key)?;
+            txn.prepare_cached("DELETE FROM snapshots WHERE id = ?")?
+                .execute([id])?;
             Ok(id)
         })
     }
 
     pub(crate) fn usage(&self, key: &str) -> Result<(Id, Kind, Option<Usage>)> {
-        self.read("read a snapshot", |snapshots| {
-            let bytes = snapshots.find(key)?;
-            let row = decode(key, bytes.value())?;
+        self.read("read a snapshot", |txn| {
+            let row = Snapshots(txn).row(key)?;
             Ok((row.id, row.kind, row.usage))
         })
     }
 
     /// Notes what committed snapshot `id` takes, if it is still there under this name.
     pub(crate) fn set_usage(&self, key: &str, id: Id, usage: Usage) -> Result<()> {
-        self.write("note the usage of a snapshot", |tables| {
-            let bytes = {
-                let bytes = tables.snapshots.find(key)?;
-                let mut row = decode(key, bytes.value())?;
-                if row.id != id {
-                    return Err(Error::NotFound {
-                        key: key.to_owned(),
-                    }
-                    .into());
-                }
-                row.usage = Some(usage);
-                row.encode()
-            };
-            tables.snapshots.insert(key, bytes.as_slice())?;
-            Ok(())
+        self.write("note the usage of a snapshot", |txn| {
+            let snapshots = Snapshots(txn);
+            let mut row = snapshots.row(key)?;
+            if row.id != id {
+                return Err(not_found(key));
+            }
+            row.usage = Some(usage);
+            snapshots.replace(key, &row)
         })
     }
 }

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-/// How calls that change the store have waited for one another since it was opened.
+/// How calls that change the store have waited for one another since it was opened. What the disk
+/// takes afterwards, to have a change durable, does not count: they wait for that together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StoreWaits {
     /// How many calls found the store taken and had to wait.
@@ -13,16 +14,23 @@ pub struct StoreWaits {
     pub total: Duration,
 }
 
-#[derive(Default)]
-pub(super) struct WriteLock {
-    mutex: Mutex<()>,
+pub(super) struct WriteLock<T> {
+    mutex: Mutex<T>,
     waits: AtomicU64,
     /// In nanoseconds, which u64 holds for 584 years.
     waited: AtomicU64,
 }
 
-impl WriteLock {
-    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
+impl<T> WriteLock<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self {
+            mutex: Mutex::new(value),
+            waits: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
         match self.mutex.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),

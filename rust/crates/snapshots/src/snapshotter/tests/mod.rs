@@ -336,7 +336,7 @@ fn a_list_is_of_one_moment_and_others_go_on_meanwhile() {
     let root = tempfile::tempdir().unwrap();
     let s = open(root.path());
     assert!(all(&s).is_empty());
-    for key in ["c", "a", "b"] {
+    for key in ["a", "c", "b"] {
         create(&s, Kind::Active, key, "").unwrap();
     }
     let mut seen = Vec::new();
@@ -351,7 +351,7 @@ fn a_list_is_of_one_moment_and_others_go_on_meanwhile() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    assert_eq!(seen, ["a", "b", "c"]);
+    assert_eq!(seen, ["a", "c", "b"]);
     assert_eq!(names(&s), ["a", "aa"]);
     let mut count = 0;
     s.list::<&str>(&[], |_| {
