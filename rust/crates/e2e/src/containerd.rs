@@ -371,7 +371,7 @@ impl Containerd {
     /// Ends what a failed test, or a containerd that was stopped, has left running.
     fn end_containers(&self) -> Result<()> {
         for shim in self.shims()? {
-            for container in children(shim)? {
+            for container in process::children(shim)? {
                 // Either may end by the end of the other.
                 let _ = process::signal(container, Signal::KILL);
             }
@@ -415,18 +415,6 @@ impl Drop for Containerd {
             eprintln!("containers are left: {error:#}");
         }
     }
-}
-
-fn children(pid: u32) -> Result<Vec<u32>> {
-    let mut children = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let list = fs::read_to_string(task?.path().join("children"))?;
-        children.extend(
-            list.split_whitespace()
-                .filter_map(|pid| pid.parse::<u32>().ok()),
-        );
-    }
-    Ok(children)
 }
 
 /// A container in the background, which is killed and removed with this value.

@@ -12,6 +12,8 @@
 //! * [`conformance`]: what containerd asks of a snapshotter, for any of them.
 //! * [`observability`]: metrics, health, and the commands that ask a daemon or about it.
 //! * [`store`]: store objects of the tests' own, built by Nix.
+//! * [`closure`]: a closure that containers can run, in both annotation formats.
+//! * [`cache`], [`nix_daemon`]: where Nix gets them from, and the Nix that serves many users.
 //! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
 //! * [`measure`]: what `make bench` measures.
 //! * [`worker`]: a client of a daemon that is killed under it.
@@ -23,6 +25,8 @@
 //! or Nix. Every value that starts a process, makes a mount or a GC root undoes that
 //! when it is dropped, after a failed test too.
 
+pub mod cache;
+pub mod closure;
 pub mod conformance;
 pub mod containerd;
 pub mod cri;
@@ -32,6 +36,7 @@ pub mod image;
 pub mod invariants;
 pub mod measure;
 pub mod mounting;
+pub mod nix_daemon;
 pub mod node;
 pub mod observability;
 pub mod process;

@@ -6,15 +6,15 @@ use std::{
     process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::json;
 
 use crate::{
-    containerd::Containerd,
+    containerd::{Containerd, NIX, OVERLAYFS},
     daemon::{Config, Daemon},
     host::{Host, unique},
     image::{Image, Layer},
-    process::succeed,
+    process::{SETTLE, poll, succeed, when},
 };
 
 /// Where images with [`busybox_layer`] have the program that tests run.
@@ -47,6 +47,29 @@ impl Node {
         let daemon = Daemon::start(config)?;
         let containerd = Containerd::start(host, config)?;
         Ok(Self { containerd, daemon })
+    }
+
+    /// Checks that a failed pull has left nothing that containerd's collector does not take.
+    ///
+    /// # Errors
+    /// Names what is left.
+    pub fn keeps_nothing(&self) -> Result<()> {
+        let containerd = &self.containerd;
+        let leases = containerd.leases()?;
+        ensure!(leases.is_empty(), "leases are left: {leases:?}");
+        containerd.collect_garbage()?;
+        let images = containerd.images()?;
+        ensure!(images.is_empty(), "images are left: {images:?}");
+        let blobs = containerd.blobs()?;
+        ensure!(blobs.is_empty(), "blobs are left: {blobs:?}");
+        for snapshotter in [NIX, OVERLAYFS] {
+            let names = containerd.snapshots(snapshotter)?.names(&[])?;
+            ensure!(names.is_empty(), "snapshots are left: {names:?}");
+        }
+        poll("the end of cleaning up", SETTLE, || {
+            let kept = self.daemon.config().kept()?;
+            Ok(when(kept.snapshots.is_empty() && kept.gc_roots.is_empty()))
+        })
     }
 }
 

@@ -83,6 +83,24 @@ pub fn with_variable(variable: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// The processes that a process has started, zombies aside.
+///
+/// # Errors
+/// There is no such process.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end meanwhile.
+        let list = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .filter(|pid| is_alive(*pid)),
+        );
+    }
+    Ok(children)
+}
+
 /// Sends a signal to a process that the caller knows to be its own.
 ///
 /// # Errors

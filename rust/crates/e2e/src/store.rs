@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     host::{Host, unique},
@@ -202,6 +202,46 @@ impl fmt::Display for Object {
 pub fn collect_garbage() -> Result<()> {
     succeed(&mut Command::new("nix-collect-garbage"))?;
     Ok(())
+}
+
+/// Releases objects and has them deleted, as on a machine that never had them.
+///
+/// # Errors
+/// Something else holds one of them.
+pub fn evict(objects: &[Object]) -> Result<()> {
+    for object in objects {
+        object.release()?;
+    }
+    collect_garbage()?;
+    are_gone(objects)
+}
+
+/// Checks that none of the objects is in the store.
+///
+/// # Errors
+/// Names one that is, and its roots.
+pub fn are_gone(objects: &[Object]) -> Result<()> {
+    match objects.iter().find(|object| object.exists()) {
+        Some(object) => bail!("{object} is left, held by {:?}", roots_of(object.path())),
+        None => Ok(()),
+    }
+}
+
+/// The indirect roots below a directory that Nix has a note of, whether or not they still exist.
+///
+/// # Errors
+/// The directory of notes cannot be read.
+pub fn registered_roots(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut roots = Vec::new();
+    for entry in fs::read_dir("/nix/var/nix/gcroots/auto")? {
+        // Another Nix may forget one meanwhile.
+        if let Ok(root) = fs::read_link(entry?.path())
+            && root.starts_with(dir)
+        {
+            roots.push(root);
+        }
+    }
+    Ok(roots)
 }
 
 /// The roots that hold a store path, as Nix knows them.

@@ -15,7 +15,7 @@ use e2e::{
     host::{Host, test, unique},
     image::{Layer, NIX_STORE_PATH, read_tar, write_tar},
     node::{BUSYBOX, Node, build, busybox_image, reference},
-    process::{Process, SETTLE, poll, run, when},
+    process::{Process, SETTLE, poll, run},
     snapshots::says,
     store::Store,
 };
@@ -43,24 +43,6 @@ fn impossible_archive(host: &Host, image: &str) -> Result<PathBuf> {
 /// Loads an archive, which must fail, and gives what is said.
 fn refused(containerd: &Containerd, snapshotter: &str, archive: &Path) -> Result<String> {
     run(&mut containerd.load_command(snapshotter, archive))?.failure()
-}
-
-/// Checks that a failed load has left nothing that containerd's collector does not take.
-fn nothing_is_left(node: &Node) -> Result<()> {
-    let containerd = &node.containerd;
-    ensure!(containerd.leases()?.is_empty(), "a lease is left");
-    containerd.collect_garbage()?;
-    ensure!(containerd.images()?.is_empty(), "an image is left");
-    let blobs = containerd.blobs()?;
-    ensure!(blobs.is_empty(), "blobs are left: {blobs:?}");
-    for snapshotter in [NIX, OVERLAYFS] {
-        let names = containerd.snapshots(snapshotter)?.names(&[])?;
-        ensure!(names.is_empty(), "snapshots are left: {names:?}");
-    }
-    poll("the end of cleaning up", SETTLE, || {
-        let kept = node.daemon.config().kept()?;
-        Ok(when(kept.snapshots.is_empty() && kept.gc_roots.is_empty()))
-    })
 }
 
 #[test]
@@ -195,7 +177,7 @@ fn a_damaged_archive_is_named_and_leaves_nothing() {
             let said = refused(&node.containerd, NIX, &damaged).context(what.to_owned())?;
             says(&said, &[&name]).context(what.to_owned())?;
             says(&said, words).context(what.to_owned())?;
-            nothing_is_left(&node).context(what.to_owned())
+            node.keeps_nothing().context(what.to_owned())
         };
 
         for (what, length) in [
@@ -283,7 +265,7 @@ fn a_layer_whose_content_is_not_what_the_config_says_is_refused() {
         let lying = host.dir().join("lying");
         write_tar(&lying, &files)?;
         says(&refused(&node.containerd, NIX, &lying)?, &[&wrong])?;
-        nothing_is_left(&node)
+        node.keeps_nothing()
     });
 }
 
@@ -318,7 +300,7 @@ fn a_snapshotter_that_containerd_does_not_have_is_named() {
         let archive = archive(host, &reference("unknown"))?;
         let said = refused(&node.containerd, "no-such-snapshotter", &archive)?;
         says(&said, &["no-such-snapshotter", "--snapshotter"])?;
-        nothing_is_left(&node)
+        node.keeps_nothing()
     });
 }
 
@@ -331,13 +313,13 @@ fn a_layer_that_cannot_be_had_leaves_nothing_but_what_nix_says() {
             &refused(&node.containerd, NIX, &archive)?,
             &["nix-store", NOBODYS],
         )?;
-        nothing_is_left(&node)?;
+        node.keeps_nothing()?;
 
         // The same through containerd's own unpacker.
         let import = node.containerd.import(NIX, &archive);
         let said = import.err().context("an impossible image was imported")?;
         says(&format!("{said:#}"), &["nix-store", NOBODYS])?;
-        nothing_is_left(&node)
+        node.keeps_nothing()
     });
 }
 
@@ -381,7 +363,7 @@ fn an_interrupted_load_leaves_nothing() {
                 status.code().is_some_and(|code| code != 0),
                 "{signal:?}: {status}"
             );
-            nothing_is_left(&node)?;
+            node.keeps_nothing()?;
         }
         Ok(())
     });

@@ -12,8 +12,13 @@ mod garbage;
 mod lifecycle;
 mod load;
 mod observability;
+<<<<<<< HEAD
 mod realisations;
+=======
+mod multi_user;
+>>>>>>> bfc6c36 (Tests: pulls from a binary cache with faults, and through nix-daemon)
 mod restart;
 mod run;
 mod service;
 mod through_containerd;
+mod substitution;
