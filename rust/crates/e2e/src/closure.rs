@@ -110,12 +110,19 @@ impl Closure {
         self.with_labels(|labels| snapshots.begin_prepare(key, "", labels))
     }
 
-    /// A layer with these labels as annotations. The daemon makes the mount points.
+    /// A layer with the labels as annotations and with its mount points as content, which
+    /// tells it from the layers of other closures: containerd knows a layer by its content
+    /// alone (the chain ID).
     ///
     /// # Errors
     /// It cannot be written.
     pub fn layer(&self) -> Result<Layer> {
-        let layer = Layer::default().dir("nix")?;
+        let below_root = |object: &Object| object.path().trim_start_matches('/').to_owned();
+        let layer = Layer::default()
+            .dir("nix")?
+            .dir("nix/store")?
+            .dir(&below_root(&self.objects[0]))?
+            .file(&below_root(self.data()), 0o444, b"")?;
         Ok(self
             .labels()
             .iter()

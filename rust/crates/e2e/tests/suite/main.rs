@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod closures;
+mod collector;
 mod conformance;
 mod contract;
 mod crash;
@@ -16,7 +17,7 @@ mod observability;
 mod realisations;
 =======
 mod multi_user;
->>>>>>> bfc6c36 (Tests: pulls from a binary cache with faults, and through nix-daemon)
+mod realisations;
 mod restart;
 mod run;
 mod service;
