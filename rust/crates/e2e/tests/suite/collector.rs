@@ -165,16 +165,16 @@ fn image_life(
         _ => containerd.import(NIX, &archive)?,
     }
     closure.is_here()?;
-    let read = closure.read();
-    let read = read.each_ref().map(|word| &**word);
-    closure.was_read(&containerd.run(NIX, &image, &read)?.success()?)?;
+    let check = closure.check();
+    let check = check.each_ref().map(|word| &**word);
+    containerd.run(NIX, &image, &check)?.success()?;
 
     let program = closure.program();
     let container = containerd.run_detached(NIX, &[], &image, &[&program, "sleep", "1000"])?;
     containerd.remove_image(&image)?;
     collector.pass()?;
     closure.is_here()?;
-    closure.was_read(&container.exec(&read)?)?;
+    container.exec(&check)?;
     container.remove()
 }
 

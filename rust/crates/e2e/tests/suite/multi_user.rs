@@ -54,9 +54,9 @@ fn a_pull_is_substituted_and_held_by_nix_daemon() {
                     "{object} is held by {roots:?}"
                 );
             }
-            let read = closure.read();
-            let read = read.each_ref().map(|word| &**word);
-            closure.was_read(&node.containerd.run(NIX, &image, &read)?.success()?)?;
+            let check = closure.check();
+            let check = check.each_ref().map(|word| &**word);
+            node.containerd.run(NIX, &image, &check)?.success()?;
 
             node.containerd.remove_image(&image)?;
             node.keeps_nothing()?;
