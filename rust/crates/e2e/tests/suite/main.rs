@@ -12,14 +12,11 @@ mod faults;
 mod garbage;
 mod lifecycle;
 mod load;
-mod observability;
-<<<<<<< HEAD
-mod realisations;
-=======
 mod multi_user;
+mod observability;
 mod realisations;
 mod restart;
 mod run;
 mod service;
-mod through_containerd;
 mod substitution;
+mod through_containerd;
