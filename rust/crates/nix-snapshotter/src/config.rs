@@ -43,12 +43,48 @@ pub(crate) struct Config {
     pub(crate) upperdir_label: bool,
     /// Additional options of every overlay mount.
     pub(crate) mount_options: Vec<String>,
+    /// Who lays the layers over one another.
+    pub(crate) overlay: Overlay,
+    /// Whether mounts map the ids of containers in user namespaces.
+    pub(crate) remap_ids: RemapIds,
     /// What lines of the log look like.
     pub(crate) log_format: LogFormat,
     /// Figures for Prometheus.
     pub(crate) metrics: Metrics,
     /// The CRI image service.
     pub(crate) image_service: ImageService,
+}
+
+/// Values of `overlay`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Overlay {
+    /// The kernel's overlayfs.
+    Kernel,
+    /// The program of this name.
+    FuseOverlayfs,
+}
+
+/// Values of `remap_ids`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "toml::Value")]
+pub(crate) enum RemapIds {
+    /// `"auto"`: where the machine can.
+    Auto,
+    /// `true` or `false`.
+    Fixed(bool),
+}
+
+impl TryFrom<toml::Value> for RemapIds {
+    type Error = &'static str;
+
+    fn try_from(value: toml::Value) -> Result<Self, Self::Error> {
+        match value {
+            toml::Value::Boolean(fixed) => Ok(Self::Fixed(fixed)),
+            toml::Value::String(word) if word == "auto" => Ok(Self::Auto),
+            _ => Err("expected \"auto\", true or false"),
+        }
+    }
 }
 
 /// Keys of the table `[metrics]`.
@@ -83,6 +119,8 @@ impl Default for Config {
             sync_remove: false,
             upperdir_label: false,
             mount_options: Vec::new(),
+            overlay: Overlay::Kernel,
+            remap_ids: RemapIds::Auto,
             log_format: LogFormat::default(),
             metrics: Metrics::default(),
             image_service: ImageService::default(),
@@ -213,6 +251,15 @@ impl Config {
             sync_remove: self.sync_remove,
             upperdir_label: self.upperdir_label,
             mount_options: self.mount_options.clone(),
+            overlay: match self.overlay {
+                Overlay::Kernel => snapshots::Overlay::Kernel,
+                Overlay::FuseOverlayfs => snapshots::Overlay::Fuse,
+            },
+            remap_ids: match self.remap_ids {
+                RemapIds::Auto => snapshots::RemapIds::Auto,
+                RemapIds::Fixed(true) => snapshots::RemapIds::Always,
+                RemapIds::Fixed(false) => snapshots::RemapIds::Never,
+            },
             attachments: GC_ROOTS,
         }
     }
@@ -322,6 +369,35 @@ mod tests {
     }
 
     #[test]
+    fn overlays_are_chosen_by_words() {
+        let options = |text| load(text, Overrides::default()).map(|c| c.snapshot_options());
+        let defaults = options("").unwrap();
+        assert_eq!(
+            (defaults.overlay, defaults.remap_ids),
+            (snapshots::Overlay::Kernel, snapshots::RemapIds::Auto)
+        );
+        assert_eq!(
+            options("overlay = 'kernel'\nremap_ids = 'auto'").unwrap(),
+            defaults
+        );
+        let fuse = options("overlay = 'fuse-overlayfs'\nremap_ids = true").unwrap();
+        assert_eq!(
+            (fuse.overlay, fuse.remap_ids),
+            (snapshots::Overlay::Fuse, snapshots::RemapIds::Always)
+        );
+        let never = options("remap_ids = false").unwrap();
+        assert_eq!(never.remap_ids, snapshots::RemapIds::Never);
+        for (text, words) in [
+            ("\noverlay = 'fuse'", ["line 2", "fuse-overlayfs"]),
+            ("\nremap_ids = 'yes'", ["line 2", "\"auto\""]),
+            ("\nremap_ids = 1", ["line 2", "true or false"]),
+        ] {
+            let message = refusal(text);
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+    }
+
+    #[test]
     fn values_that_cannot_work_are_refused_by_key() {
         for (text, expected) in [
             ("address = 'unix:///run/a.sock'", "`address`"),
@@ -331,6 +407,10 @@ mod tests {
             ("external_builder = 'builder'", "`external_builder`"),
             ("max_realisations = 0", "`max_realisations`"),
             ("mount_options = ['upperdir=/etc']", "mount_options"),
+            (
+                "overlay = 'fuse-overlayfs'\nmount_options = ['userxattr']",
+                "fuse-overlayfs does not know it",
+            ),
             (
                 "mount_options = ['volatile,lowerdir=/etc']",
                 "mount_options",

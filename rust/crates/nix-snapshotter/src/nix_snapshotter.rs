@@ -80,12 +80,13 @@ impl NixSnapshotter {
         let labels = new.labels.iter().map(|(name, value)| (&**name, &**value));
         let layer = annotations::layer_closure(&self.store_dir, labels)?;
 
-        let (kind, key, parent) = (new.kind, new.key.clone(), new.parent.clone());
-        self.blocking(move |snapshots| {
-            // Nothing is downloaded for a key that is taken.
-            Ok(snapshots.check_new(kind, &key, parent.as_deref())?)
-        })
-        .await?;
+        let new = self
+            .blocking(move |snapshots| {
+                // Nothing is downloaded for a key that is taken.
+                snapshots.check_new(new.kind, &new.key, new.parent.as_deref(), &new.labels)?;
+                Ok(new)
+            })
+            .await?;
         let realised = match layer {
             Some(layer) => self.realisations.realise(&Arc::new(layer)).await?,
             None => RealisedLayer {
@@ -103,7 +104,7 @@ impl NixSnapshotter {
             reservation,
             closure,
         } = realised;
-        let extraction = is_extraction(&new.key, &new.labels);
+        let purpose = Purpose::of(&new.key, &new.labels);
         self.snapshots.create(
             reservation,
             new.kind,
@@ -113,7 +114,7 @@ impl NixSnapshotter {
             |snapshot| {
                 let layer_dir = self.snapshots.layer_dir(snapshot.id);
                 make_mount_points(&self.store_dir, &closure, &layer_dir)?;
-                self.mounts_of(snapshot, extraction)
+                self.mounts_of(snapshot, purpose)
             },
         )
     }
@@ -122,9 +123,8 @@ impl NixSnapshotter {
     pub(crate) async fn mounts(&self, key: String) -> Result<Vec<Mount>, Error> {
         let this = self.clone();
         self.blocking(move |snapshots| {
-            let snapshot = snapshots.snapshot(&key)?;
-            let extraction = is_extraction(&key, &snapshots.stat(&key)?.labels);
-            this.mounts_of(&snapshot, extraction)
+            let (snapshot, labels) = snapshots.snapshot(&key)?;
+            this.mounts_of(&snapshot, Purpose::of(&key, &labels))
         })
         .await
     }
@@ -149,16 +149,16 @@ impl NixSnapshotter {
         self.snapshots.store_waits()
     }
 
-    /// The mounts of a container; of a layer that is being unpacked, only its writable root.
-    ///
-    /// containerd unpacks into what it is given, and since 2.4 it takes a last mount
-    /// that is read-only for "already unpacked" and skips the layer (`core/unpack`).
-    fn mounts_of(&self, snapshot: &Snapshot, extraction: bool) -> Result<Vec<Mount>, Error> {
+    /// The mounts that a snapshot needs for its purpose.
+    fn mounts_of(&self, snapshot: &Snapshot, purpose: Purpose) -> Result<Vec<Mount>, Error> {
         let root = self.snapshots.mounts(snapshot);
-        if extraction {
-            return Ok(root);
+        if purpose != Purpose::Unpacking {
+            self.snapshots.check_mountable(&root)?;
         }
-        Ok(with_store_objects(root, &self.store_objects(snapshot)?))
+        match purpose {
+            Purpose::Unpacking | Purpose::Chowning => Ok(root),
+            Purpose::Container => Ok(with_store_objects(root, &self.store_objects(snapshot)?)),
+        }
     }
 
     /// The store objects of a snapshot and all its parents, each once.
@@ -178,18 +178,45 @@ impl NixSnapshotter {
     }
 }
 
-/// Whether containerd is going to unpack a layer into this snapshot.
-///
-/// Its unpacker says so by the label `containerd.io/snapshot.ref` (1.7 to 2.4). The
-/// older path behind `image.Unpack` sends no labels, but keys of the same form as
-/// the unpacker, `<namespace>/<n>/extract-<unique> <chain ID>`; with its space this
-/// cannot be the id of a container (`core/metadata`, `pkg/rootfs`).
-fn is_extraction(key: &str, labels: &Labels) -> bool {
-    let client_key = key.splitn(3, '/').last().unwrap_or(key);
-    labels.contains_key(SNAPSHOT_REF)
-        || client_key
+/// What a client of containerd is going to do with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Unpack a layer into it. containerd unpacks into what it is given, and since 2.4 it takes a
+    /// last mount that is read-only for "already unpacked" and skips the layer (`core/unpack`).
+    Unpacking,
+    /// Give all its files to the ids of a user namespace, which a walk through read-only store
+    /// objects would not survive, nor they the walk.
+    Chowning,
+    /// Run a container on it.
+    Container,
+}
+
+impl Purpose {
+    /// Told from the key `<namespace>/<n>/<client key>` and the labels, since nothing else tells.
+    ///
+    /// - The unpacker sets the label `containerd.io/snapshot.ref` (1.7 to 2.4). The older path
+    ///   behind `image.Unpack` sends no labels, but keys of the same form as the unpacker,
+    ///   `extract-<unique> <chain ID>` (`core/metadata`, `pkg/rootfs`).
+    /// - Without the capability `remap-ids`, the client changes owners in a snapshot
+    ///   `<digest>-remap`, in 1.7 `<chain ID>-<uid>-<gid>-remap` (`client/snapshotter_opts_unix.go`
+    ///   and `client/container_opts_unix.go`).
+    ///
+    /// The space of the one and the colon of the other cannot be in the id of a container.
+    fn of(key: &str, labels: &Labels) -> Self {
+        let client_key = key.splitn(3, '/').last().unwrap_or(key);
+        let is_digest = |text: &str| text.starts_with("sha256:") || text.starts_with("sha512:");
+        let unpacked = client_key
             .strip_prefix("extract-")
-            .is_some_and(|rest| rest.contains(" sha256:") || rest.contains(" sha512:"))
+            .and_then(|rest| rest.split_once(' '))
+            .is_some_and(|(_, chain_id)| is_digest(chain_id));
+        if unpacked || labels.contains_key(SNAPSHOT_REF) {
+            Self::Unpacking
+        } else if is_digest(client_key) && client_key.ends_with("-remap") {
+            Self::Chowning
+        } else {
+            Self::Container
+        }
+    }
 }
 
 #[cfg(test)]
@@ -197,25 +224,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extractions_are_told_from_containers() {
+    fn purposes_are_told_apart() {
+        use Purpose::{Chowning, Container, Unpacking};
         let chain_id = format!("sha256:{}", "a".repeat(64));
         for (key, reference, expected) in [
             (
                 format!("k8s.io/12/extract-123456789-AbC_ {chain_id}"),
                 false,
-                true,
+                Unpacking,
             ),
-            (format!("extract-123 {chain_id}"), false, true),
-            ("default/3/anything".to_owned(), true, true),
-            ("default/3/redis".to_owned(), false, false),
-            ("default/3/extract-pages".to_owned(), false, false),
-            (format!("default/3/view {chain_id}"), false, false),
+            (format!("extract-123 {chain_id}"), false, Unpacking),
+            ("default/3/anything".to_owned(), true, Unpacking),
+            (format!("default/3/{chain_id}-remap"), false, Chowning),
+            (format!("default/3/{chain_id}-1-2-remap"), false, Chowning),
+            (format!("default/3/{chain_id}-1-2"), false, Container),
+            ("default/3/redis-remap".to_owned(), false, Container),
+            ("default/3/redis".to_owned(), false, Container),
+            ("default/3/extract-pages".to_owned(), false, Container),
+            (format!("default/3/view {chain_id}"), false, Container),
         ] {
             let mut labels = Labels::new();
             if reference {
                 labels.insert(SNAPSHOT_REF.to_owned(), chain_id.clone());
             }
-            assert_eq!(is_extraction(&key, &labels), expected, "{key}");
+            assert_eq!(Purpose::of(&key, &labels), expected, "{key}");
         }
     }
 }

@@ -70,6 +70,18 @@ pub enum Error {
     )]
     ImmutableField { key: String, path: String },
 
+    /// The labels of a snapshot do not map ids.
+    #[error("label {label} is {value:?}, which maps no ids: {reason}")]
+    IdMapping {
+        label: &'static str,
+        value: String,
+        reason: &'static str,
+    },
+
+    /// There are more layers below a snapshot than one mount can have.
+    #[error("a snapshot on {layers} layers cannot be mounted: {reason}")]
+    TooManyLayers { layers: usize, reason: String },
+
     /// A filter does not follow the grammar. The offset is in bytes, from 0.
     #[error("filter {filter:?} is not valid: {reason} at byte {offset}")]
     FilterSyntax {
@@ -117,10 +129,7 @@ pub enum Error {
 
     /// One of the [`Options`](crate::Options) is not valid.
     #[error("option {option} is not valid: {reason}")]
-    Options {
-        option: String,
-        reason: &'static str,
-    },
+    Options { option: String, reason: String },
 
     /// The root cannot hold snapshots.
     #[error("the root directory {root:?} cannot be used: {reason}")]
@@ -230,6 +239,7 @@ impl Error {
             | Self::CreateOnUncommitted { .. }
             | Self::ParentMismatch { .. }
             | Self::ImmutableField { .. }
+            | Self::IdMapping { .. }
             | Self::FilterSyntax { .. }
             | Self::FilterTooLarge { .. }
             | Self::Options { .. }
@@ -238,6 +248,7 @@ impl Error {
             | Self::CommitInactive { .. }
             | Self::CommitOnUncommitted { .. }
             | Self::HasChildren { .. }
+            | Self::TooManyLayers { .. }
             | Self::RootLocked { .. }
             | Self::ForeignStore { .. }
             | Self::StoreMissing { .. }

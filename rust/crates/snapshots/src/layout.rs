@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::id_mapping::Owner;
 use crate::lock::RootLock;
 use crate::model::{Id, Kind, Snapshot};
 use crate::mounts::{layer_dir, work_dir};
@@ -111,10 +112,18 @@ impl Layout {
         }
     }
 
-    /// Makes the directories of a snapshot, owned as its parent's layer is.
-    pub(crate) fn make(&self, snapshot: &Snapshot) -> Result<()> {
-        let Snapshot { id, kind, parents } = snapshot;
-        let (id, kind) = (*id, *kind);
+    /// The owner of the layer of a snapshot's parent, if it has one.
+    pub(crate) fn owner_of_parent(&self, parents: &[Id]) -> Result<Option<Owner>> {
+        let parent = parents.first();
+        parent
+            .map(|&parent| owner(&layer_dir(&self.snapshots, parent)))
+            .transpose()
+    }
+
+    /// Makes the directories of a snapshot, with an owner of its layer other than this process if
+    /// one is given.
+    pub(crate) fn make(&self, snapshot: &Snapshot, wanted: Option<Owner>) -> Result<()> {
+        let Snapshot { id, kind, .. } = *snapshot;
         let dir = self.snapshot_dir(id);
         make_private_dir(&dir)?;
         let layer = layer_dir(&self.snapshots, id);
@@ -122,12 +131,11 @@ impl Layout {
         if kind == Kind::Active {
             make_dir(&work_dir(&self.snapshots, id), 0o711)?;
         }
-        if let Some(parent) = parents.first() {
-            let (uid, gid) = owner(&layer_dir(&self.snapshots, *parent))?;
-            if owner(&layer)? != (uid, gid) {
-                let set = lchown(&layer, Some(uid), Some(gid));
-                set.map_err(Error::io("set the owner of", &layer))?;
-            }
+        if let Some((uid, gid)) = wanted
+            && owner(&layer)? != (uid, gid)
+        {
+            let set = lchown(&layer, Some(uid), Some(gid));
+            set.map_err(Error::io("set the owner of", &layer))?;
         }
         Ok(())
     }
@@ -190,7 +198,7 @@ fn make_dir(path: &Path, mode: u32) -> Result<()> {
     fs::set_permissions(path, permissions).map_err(Error::io("set the mode of", path))
 }
 
-fn owner(path: &Path) -> Result<(u32, u32)> {
+fn owner(path: &Path) -> Result<Owner> {
     let found = fs::symlink_metadata(path).map_err(Error::io("read the owner of", path))?;
     Ok((found.uid(), found.gid()))
 }

@@ -14,7 +14,8 @@
 //!   probe/                              only while the root is opened
 //!   snapshots/                   0700
 //!     <id>/                      0700
-//!       fs/                      0755   the layer; owned as the parent's layer is
+//!       fs/                      0755   the layer; owned as the parent's layer is, or by the root
+//!                                       of the container's user namespace
 //!       work/                    0711   of overlayfs; only what was or is active has one
 //!   <attachments>/               0700   the caller's, see Options::attachments
 //!     <id>/
@@ -59,12 +60,15 @@
 //! Linux 5.6 or newer is needed, for `openat2`.
 
 mod error;
+mod features;
 mod filter;
-mod host;
+mod id_mapping;
 mod layout;
 mod lock;
 mod model;
+mod mount_limits;
 mod mounts;
+mod options;
 mod row;
 mod snapshotter;
 mod store;
@@ -73,8 +77,11 @@ mod testing;
 mod tree;
 
 pub use error::{Code, Error, Result};
+pub use features::Features;
+pub use id_mapping::{GID_MAPPING_LABEL, IdMapping, UID_MAPPING_LABEL};
 pub use layout::Reservation;
-pub use model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage};
+pub use model::{Counts, Id, Ids, Info, Kind, Labels, Snapshot, UPPERDIR_LABEL, Usage};
 pub use mounts::Mount;
-pub use snapshotter::{Options, Snapshotter, UPPERDIR_LABEL};
+pub use options::{Options, Overlay, RemapIds};
+pub use snapshotter::Snapshotter;
 pub use store::StoreWaits;

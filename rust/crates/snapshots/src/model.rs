@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use crate::error::{Error, Result};
+use crate::id_mapping::IdMapping;
 
 /// Labels of a snapshot. An empty value means that the label is absent, as in containerd's own
 /// metadata store (`core/metadata/boltutil`).
@@ -104,11 +105,32 @@ pub struct Snapshot {
     pub kind: Kind,
     /// The numbers of its ancestors, the immediate parent first.
     pub parents: Vec<Id>,
+    /// Whose users and groups own its files.
+    pub ids: Ids,
 }
 
-/// Drops the labels with empty values.
-pub(crate) fn drop_empty(mut labels: Labels) -> Labels {
-    labels.retain(|_, value| !value.is_empty());
+/// Which users and groups own the files of a snapshot on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ids {
+    /// Those that its container sees: it is in no user namespace.
+    AsSeen,
+    /// In the layers of its parents those that its container sees, which its mounts map to those of
+    /// the host.
+    Mapped(IdMapping),
+    /// In all layers those of the host: a client has made a copy of the parents for this mapping
+    /// (containerd `client/snapshotter_opts_unix.go`, the snapshots `…-remap`), or mounts map
+    /// nothing here.
+    Shifted(IdMapping),
+}
+
+/// The label that tells where the layer of a snapshot is, see
+/// [`Options::upperdir_label`](crate::Options::upperdir_label).
+pub const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
+
+/// The labels that are kept: without empty values, and without the one that is made anew for each
+/// answer and comes back from clients that update what they were told.
+pub(crate) fn to_keep(mut labels: Labels) -> Labels {
+    labels.retain(|name, value| !value.is_empty() && name != UPPERDIR_LABEL);
     labels
 }
 
@@ -122,7 +144,7 @@ pub(crate) fn masked_labels<P: AsRef<str>>(
     paths: &[P],
 ) -> Result<Labels> {
     if paths.is_empty() {
-        return Ok(drop_empty(new.clone()));
+        return Ok(to_keep(new.clone()));
     }
     for path in paths {
         let path = path.as_ref();
@@ -137,7 +159,7 @@ pub(crate) fn masked_labels<P: AsRef<str>>(
             });
         }
     }
-    Ok(drop_empty(old))
+    Ok(to_keep(old))
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ fn keys(s: &Snapshotter) -> Vec<String> {
 fn rows(s: &Snapshotter) -> BTreeSet<String> {
     keys(s)
         .iter()
-        .map(|key| s.snapshot(key).unwrap().id.to_string())
+        .map(|key| s.snapshot(key).unwrap().0.id.to_string())
         .collect()
 }
 

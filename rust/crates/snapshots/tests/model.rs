@@ -219,7 +219,7 @@ fn run(calls: Vec<Call>) {
                     parent.as_deref().unwrap_or(""),
                     &drop_empty(&labels),
                 );
-                let tested = s.check_new(kind, &key, parent.as_deref());
+                let tested = s.check_new(kind, &key, parent.as_deref(), &labels);
                 assert_eq!(tested.map_err(|error| error.code()), want, "{shown}");
                 let made = s.create(s.reserve(), kind, &key, parent.as_deref(), labels, |made| {
                     Ok::<_, Error>(made.clone())
@@ -285,7 +285,7 @@ fn run(calls: Vec<Call>) {
                         Ok((entry.id.clone(), model.lineage(&entry.parent)))
                     }
                 });
-                let got = s.snapshot(&key).map(|snapshot| {
+                let got = s.snapshot(&key).map(|(snapshot, _)| {
                     let parents = snapshot.parents.iter().map(ToString::to_string).collect();
                     (snapshot.id.to_string(), parents)
                 });

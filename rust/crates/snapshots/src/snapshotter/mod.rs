@@ -5,50 +5,24 @@ use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::features::{Features, try_overlay};
 use crate::filter::Filter;
-use crate::host::Host;
+use crate::id_mapping::IdMapping;
 use crate::layout::{Layout, Reservation, make_private_dir};
 use crate::lock::RootLock;
-use crate::model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage, drop_empty};
-use crate::mounts::{Mount, layer_dir, mounts};
+use crate::model::{Counts, Id, Ids, Info, Kind, Labels, Snapshot, UPPERDIR_LABEL, Usage, to_keep};
+use crate::mount_limits;
+use crate::mounts::{Mount, MountPolicy, layer_dir};
+use crate::options::{Options, Overlay, check_root};
 use crate::store::{Store, StoreWaits};
 use crate::tree;
-
-/// The label that tells where the layer of a snapshot is, see [`Options::upperdir_label`].
-pub const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
-
-/// How a [`Snapshotter`] behaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
-    /// Delete the directory of a snapshot in [`Snapshotter::remove`], instead of in
-    /// [`Snapshotter::cleanup`].
-    pub sync_remove: bool,
-    /// Add [`UPPERDIR_LABEL`] to the labels that stat, update and list give. It is never stored.
-    pub upperdir_label: bool,
-    /// Further options of overlay mounts, each a flag or `key=value`. They never apply to bind
-    /// mounts.
-    pub mount_options: Vec<String>,
-    /// The name of the directory beside `snapshots` that holds the attachments: for each id a
-    /// directory whose content is the caller's, and which lives and dies with its snapshot.
-    pub attachments: &'static str,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            sync_remove: false,
-            upperdir_label: false,
-            mount_options: Vec::new(),
-            attachments: "attachments",
-        }
-    }
-}
 
 /// Snapshots on overlayfs directories under one root. All calls block.
 pub struct Snapshotter {
     store: Store,
     layout: Arc<Layout>,
-    overlay_options: Vec<String>,
+    features: Features,
+    policy: MountPolicy,
     sync_remove: bool,
     upperdir_label: bool,
 }
@@ -60,10 +34,15 @@ impl Snapshotter {
     /// # Errors
     ///
     /// As [`Snapshotter::check`]; when the root cannot be made or written or is in use, when its
-    /// file system does not tell file types, when the kernel lacks overlayfs or `openat2`; and when
-    /// the store is damaged, missing, of another program or of a newer version.
+    /// file system or the kernel lacks what snapshots or the options need, see [`Features`]; and
+    /// when the store is damaged, missing, of another program or of a newer version.
     pub fn open(root: &Path, options: &Options) -> Result<Self> {
-        let (root, lock, host) = prepare(root, options)?;
+        let Prepared {
+            root,
+            lock,
+            features,
+            policy,
+        } = prepare(root, options)?;
         let layout = Layout::open(&root, lock, options.attachments)?;
         if !Store::exists(&root)? {
             if !layout.ids()?.is_empty() {
@@ -78,7 +57,8 @@ impl Snapshotter {
         Ok(Self {
             store,
             layout: Arc::new(layout),
-            overlay_options: host.overlay_options(&options.mount_options),
+            features,
+            policy,
             sync_remove: options.sync_remove,
             upperdir_label: options.upperdir_label,
         })
@@ -91,7 +71,13 @@ impl Snapshotter {
     /// When an option is not valid, or the path cannot be named in mount options.
     pub fn check(root: &Path, options: &Options) -> Result<()> {
         check_root(root)?;
-        check_options(options)
+        options.check()
+    }
+
+    /// What the kernel and the file system of the root can do.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// An id for a snapshot that is going to be made.
@@ -105,10 +91,17 @@ impl Snapshotter {
     /// # Errors
     ///
     /// [`Code::AlreadyExists`](crate::Code), [`Code::NotFound`](crate::Code) for the parent, and
-    /// [`Code::InvalidArgument`](crate::Code) for a parent that is not committed, an empty key or
-    /// the kind committed.
-    pub fn check_new(&self, kind: Kind, key: &str, parent: Option<&str>) -> Result<()> {
+    /// [`Code::InvalidArgument`](crate::Code) for a parent that is not committed, an empty key, the
+    /// kind committed or labels that do not map ids, see [`IdMapping::of`].
+    pub fn check_new(
+        &self,
+        kind: Kind,
+        key: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+    ) -> Result<()> {
         not_empty("key", key)?;
+        IdMapping::of(labels)?;
         self.store.admit(kind, key, some_name(parent)).map(drop)
     }
 
@@ -133,35 +126,61 @@ impl Snapshotter {
     ) -> Result<T, E> {
         not_empty("key", key)?;
         let parent = some_name(parent);
+        let parents = self.store.admit(kind, key, parent)?;
         let snapshot = Snapshot {
             id: reservation.id(),
             kind,
-            parents: self.store.admit(kind, key, parent)?,
+            ids: self.ids(&labels, &parents)?,
+            parents,
         };
-        self.layout.make(&snapshot)?;
+        let owner = self.layout.owner_of_parent(&snapshot.parents)?;
+        let owner = self.policy.owner(&snapshot, owner);
+        self.layout.make(&snapshot, owner)?;
         let filled = fill(&snapshot)?;
         self.layout.persist(snapshot.id)?;
-        let inserted = self
-            .store
-            .insert(&snapshot, key, parent, &drop_empty(labels));
+        let inserted = self.store.insert(&snapshot, key, parent, &to_keep(labels));
         reservation.settle(inserted)?;
         Ok(filled)
     }
 
-    /// What the mounts of an active snapshot or view depend on.
+    /// What the mounts of an active snapshot or view depend on, and its labels.
     ///
     /// # Errors
     ///
-    /// [`Code::NotFound`](crate::Code), or [`Code::FailedPrecondition`](crate::Code) for a
-    /// committed snapshot.
-    pub fn snapshot(&self, key: &str) -> Result<Snapshot> {
-        self.store.snapshot(key)
+    /// [`Code::NotFound`](crate::Code), [`Code::FailedPrecondition`](crate::Code) for a committed
+    /// snapshot, or [`Code::InvalidArgument`](crate::Code) for labels that do not map ids any more
+    /// since an update.
+    pub fn snapshot(&self, key: &str) -> Result<(Snapshot, Labels)> {
+        let (snapshot, labels) = self.store.snapshot(key)?;
+        let ids = self.ids(&labels, &snapshot.parents)?;
+        Ok((Snapshot { ids, ..snapshot }, labels))
+    }
+
+    fn ids(&self, labels: &Labels, parents: &[Id]) -> Result<Ids> {
+        let Some(mapping) = IdMapping::of(labels)? else {
+            return Ok(Ids::AsSeen);
+        };
+        let owner = self.layout.owner_of_parent(parents)?;
+        Ok(self.policy.ids(mapping, owner))
     }
 
     /// The mounts that give a snapshot its content, as containerd 2.x orders their options.
     #[must_use]
     pub fn mounts(&self, snapshot: &Snapshot) -> Vec<Mount> {
-        mounts(self.layout.snapshots(), &self.overlay_options, snapshot)
+        self.policy.mounts(self.layout.snapshots(), snapshot)
+    }
+
+    /// Tests whether containerd can perform mounts that [`Snapshotter::mounts`] gave.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::FailedPrecondition`](crate::Code) when there are more layers than overlayfs or
+    /// mount(2) takes.
+    pub fn check_mountable(&self, mounts: &[Mount]) -> Result<()> {
+        let page = rustix::param::page_size();
+        mounts
+            .iter()
+            .try_for_each(|mount| mount_limits::check(mount, page))
     }
 
     /// Turns the active snapshot `key` into the committed one `name`. Labels are replaced, not
@@ -187,7 +206,7 @@ impl Snapshotter {
         not_empty("name", name)?;
         not_empty("key", key)?;
         let parent = some_name(parent);
-        self.store.commit(name, key, parent, &drop_empty(labels))
+        self.store.commit(name, key, parent, &to_keep(labels))
     }
 
     /// Removes a snapshot that has no children, of any kind.
@@ -352,20 +371,39 @@ fn some_name(parent: Option<&str>) -> Option<&str> {
     parent.filter(|parent| !parent.is_empty())
 }
 
+/// A root that is there, locked and fit for snapshots.
+struct Prepared {
+    root: PathBuf,
+    lock: RootLock,
+    features: Features,
+    policy: MountPolicy,
+}
+
 /// Makes and locks the root, and finds out what it can do. A root that is made for nothing goes
 /// again.
-fn prepare(root: &Path, options: &Options) -> Result<(PathBuf, RootLock, Host)> {
+fn prepare(root: &Path, options: &Options) -> Result<Prepared> {
     Snapshotter::check(root, options)?;
     let root = absolute(root).map_err(Error::io("resolve", root))?;
     let is_new = !root.exists();
     let attempt = || {
         make_private_dir(&root)?;
         let lock = RootLock::acquire(&root)?;
-        let host = Host::probe(&root)?;
-        Ok((lock, host))
+        let features = Features::probe(&root)?;
+        log(&features);
+        features.suffice(&root, options.overlay)?;
+        let policy = MountPolicy::new(options, &features)?;
+        if options.overlay == Overlay::Kernel && !options.mount_options.is_empty() {
+            try_overlay(&root, policy.overlay_options())?;
+        }
+        Ok((lock, features, policy))
     };
     match attempt() {
-        Ok((lock, host)) => Ok((root, lock, host)),
+        Ok((lock, features, policy)) => Ok(Prepared {
+            root,
+            lock,
+            features,
+            policy,
+        }),
         Err(error) => {
             // Nobody who locks it in between is harmed: a directory with a lock in it stays.
             if is_new && !matches!(error, Error::RootLocked { .. }) {
@@ -376,40 +414,17 @@ fn prepare(root: &Path, options: &Options) -> Result<(PathBuf, RootLock, Host)> 
     }
 }
 
-/// Whether overlayfs can be told of directories below this path, and containerd be told the path.
-fn check_root(root: &Path) -> Result<()> {
-    let refuse = |reason| {
-        Err(Error::Root {
-            root: root.to_owned(),
-            reason,
-        })
-    };
-    match root.to_str() {
-        None => refuse("its path is not UTF-8, as containerd's API wants it"),
-        Some(name) if name.contains([':', ',', '\\']) => refuse(
-            "its path has one of the characters : , \\ which separate the options of a mount",
-        ),
-        Some(_) => Ok(()),
-    }
-}
-
-fn check_options(options: &Options) -> Result<()> {
-    for option in &options.mount_options {
-        let refuse = |reason| {
-            Err(Error::Options {
-                option: format!("{option:?} of mount_options"),
-                reason,
-            })
-        };
-        if option.is_empty() || option.contains(',') {
-            return refuse("each entry is one mount option");
-        }
-        let key = option.split('=').next().unwrap_or_default();
-        if ["lowerdir", "upperdir", "workdir"].contains(&key) {
-            return refuse("the snapshotter sets the directories of an overlay itself");
-        }
-    }
-    Ok(())
+fn log(features: &Features) {
+    tracing::info!(
+        kernel = features.kernel,
+        user_namespace = features.user_namespace,
+        d_type = features.d_type,
+        index = features.index,
+        userxattr = features.userxattr,
+        id_mapped_layers = features.id_mapped_layers,
+        fuse_overlayfs = features.fuse_overlayfs.is_ok(),
+        "what overlays can do here"
+    );
 }
 
 #[cfg(test)]

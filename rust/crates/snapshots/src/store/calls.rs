@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::{Stop, Store};
 use crate::error::{Error, Result};
 use crate::filter::Filter;
-use crate::model::{Counts, Id, Info, Kind, Labels, Snapshot, Usage, masked_labels};
+use crate::model::{Counts, Id, Ids, Info, Kind, Labels, Snapshot, Usage, masked_labels};
 use crate::row::{Malformed, Row, id_from_sql, kind_from_sql};
 
 /// What most calls need to know of a snapshot: all but its labels.
@@ -234,7 +234,9 @@ impl Store {
         parent: Option<&str>,
         labels: &Labels,
     ) -> Result<()> {
-        let Snapshot { id, kind, parents } = snapshot;
+        let Snapshot {
+            id, kind, parents, ..
+        } = snapshot;
         let row = Row::new(*id, *kind, parents.first().copied(), labels);
         self.write("add a snapshot", |txn| {
             let snapshots = Snapshots(txn);
@@ -250,18 +252,24 @@ impl Store {
         })
     }
 
-    pub(crate) fn snapshot(&self, key: &str) -> Result<Snapshot> {
+    /// An active snapshot or view with its labels, whose ids are yet to be found out.
+    pub(crate) fn snapshot(&self, key: &str) -> Result<(Snapshot, Labels)> {
         self.read("read a snapshot", |txn| {
             let snapshots = Snapshots(txn);
-            let Head { id, kind, parent } = snapshots.head(key)?;
-            if kind == Kind::Committed {
+            let row = snapshots.row(key)?;
+            if row.kind == Kind::Committed {
                 return Err(Error::MountsOfCommitted {
                     key: key.to_owned(),
                 }
                 .into());
             }
-            let parents = snapshots.lineage(parent)?;
-            Ok(Snapshot { id, kind, parents })
+            let snapshot = Snapshot {
+                id: row.id,
+                kind: row.kind,
+                parents: snapshots.lineage(row.parent)?,
+                ids: Ids::AsSeen,
+            };
+            Ok((snapshot, row.labels().map_err(damaged(key))?))
         })
     }
 

@@ -178,7 +178,7 @@ fn the_kernel_takes_the_mounts() {
     let target = dir.path().join("target");
     fs::create_dir(&target).unwrap();
     let mounted = |key: &str, body: &dyn Fn(&Path)| {
-        let mounts = s.mounts(&s.snapshot(key).unwrap());
+        let mounts = s.mounts(&s.snapshot(key).unwrap().0);
         mount_one(&mounts[0], &target);
         body(&target);
         unmount(&target, UnmountFlags::empty()).unwrap();

@@ -104,7 +104,9 @@ fn every_refusal_has_its_code_and_changes_nothing() {
     let before = all(&s);
 
     let new = |kind, key: &str, parent: &str| {
-        let tested = s.check_new(kind, key, Some(parent)).unwrap_err();
+        let tested = s
+            .check_new(kind, key, Some(parent), &Labels::new())
+            .unwrap_err();
         let made = create(&s, kind, key, parent).map(drop).unwrap_err();
         assert_eq!(tested.to_string(), made.to_string());
         Err(made)
@@ -317,18 +319,23 @@ fn the_upperdir_label_is_shown_and_not_kept() {
         (UPPERDIR_LABEL, s.layer_dir(id).to_str().unwrap()),
     ]);
     assert_eq!(s.stat("a").unwrap().labels, want);
-    assert_eq!(
-        s.update("a", &Labels::new(), &["labels.none"])
-            .unwrap()
-            .labels,
-        want
-    );
+    let updated = s.update("a", &Labels::new(), &["labels.none"]).unwrap();
+    assert_eq!(updated.labels, want);
+    // As clients do that update what stat has told them.
+    let updated = s.update::<&str>("a", &want, &[]).unwrap();
+    assert_eq!(updated.labels, want);
+    let again = s.reserve();
+    s.create(again, Kind::Active, "b", None, want.clone(), no_content)
+        .unwrap();
+    s.commit("c", "b", None, want.clone()).unwrap();
+    let own = s.stat("c").unwrap().labels;
+    assert_ne!(own[UPPERDIR_LABEL], want[UPPERDIR_LABEL]);
     assert_eq!(all(&s)[0].labels, want);
     drop(s);
-    assert_eq!(
-        open(root.path()).stat("a").unwrap().labels,
-        labels(&[("l", "1")])
-    );
+    let s = open(root.path());
+    for name in ["a", "c"] {
+        assert_eq!(s.stat(name).unwrap().labels, labels(&[("l", "1")]));
+    }
 }
 
 #[test]
