@@ -39,6 +39,7 @@ pub struct Config {
     root: PathBuf,
     address: PathBuf,
     lines: String,
+    wrapper: Vec<&'static str>,
     environment: BTreeMap<String, OsString>,
 }
 
@@ -53,6 +54,7 @@ impl Config {
             address: dir.join("sock"),
             dir,
             lines: String::new(),
+            wrapper: Vec::new(),
             environment: BTreeMap::new(),
         }
     }
@@ -83,6 +85,13 @@ impl Config {
     #[must_use]
     pub fn environment(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.environment.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Starts it by a command that becomes the daemon, such as `unshare`.
+    #[must_use]
+    pub fn wrapped(mut self, command: &[&'static str]) -> Self {
+        self.wrapper = command.to_owned();
         self
     }
 
@@ -150,7 +159,15 @@ impl Config {
         let notified = UnixDatagram::bind(&notify)?;
         notified.set_read_timeout(Some(Duration::from_millis(50)))?;
 
-        let mut command = Command::new(&self.program);
+        let mut words = self.wrapper.iter().map(OsString::from);
+        let program = words.next();
+        let mut command = match &program {
+            Some(wrapper) => Command::new(wrapper),
+            None => Command::new(&self.program),
+        };
+        if program.is_some() {
+            command.args(words).arg(&self.program);
+        }
         command
             .arg("--config")
             .arg(self.file())

@@ -153,6 +153,18 @@ impl Host {
         Ok(())
     }
 
+    /// Skips the test where something is not so that nothing but this test needs.
+    ///
+    /// # Errors
+    /// One that [`test()`] understands.
+    pub fn requires(&self, condition: bool, reason: &str) -> Result<()> {
+        if !condition {
+            let reason = reason.to_owned();
+            bail!(Skipped { reason });
+        }
+        Ok(())
+    }
+
     /// How often to repeat what may fail once in many times: `test` times in `make test`, `soak`
     /// times in `make soak`.
     #[must_use]

@@ -11,7 +11,9 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::mounts::Mount;
 
-/// `OVL_MAX_STACK` (Linux `fs/overlayfs`, since 4.0).
+/// `OVL_MAX_STACK` (Linux `fs/overlayfs`). To look up the users of a container, containerd's
+/// clients mount its upper directory as one more lower one (`core/mount`, `readonlyMounts`), so
+/// that 499 are left for containers; what needs no such look-up is not refused for it.
 const MAX_LOWER_DIRS: usize = 500;
 
 /// Below this distance from a page, containerd passes the options as they are (`core/mount`).

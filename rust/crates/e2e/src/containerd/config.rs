@@ -15,6 +15,7 @@ const KUBERNETES: &str = "k8s.io";
 pub struct Config {
     pub(super) namespace: String,
     version: u32,
+    capabilities: Vec<&'static str>,
     cri: Option<Cri>,
 }
 
@@ -30,6 +31,7 @@ impl Default for Config {
         Self {
             namespace: "e2e".to_owned(),
             version: 2,
+            capabilities: Vec::new(),
             cri: None,
         }
     }
@@ -56,6 +58,13 @@ impl Config {
         if let Some(cri) = &mut self.cri {
             cri.ignore_image_volumes = true;
         }
+        self
+    }
+
+    /// Tells containerd that the snapshotter `nix` has a capability.
+    #[must_use]
+    pub fn capability(mut self, name: &'static str) -> Self {
+        self.capabilities.push(name);
         self
     }
 
@@ -122,11 +131,13 @@ disabled_plugins = {disabled:?}
 [proxy_plugins.nix]
   type = "snapshot"
   address = {snapshotter:?}
+  capabilities = {:?}
 
 [plugins."io.containerd.transfer.v1.local"]
   unpack_config = [{}, {}]
 "#,
             self.version,
+            self.capabilities,
             unpack(OVERLAYFS),
             unpack(NIX),
         );
