@@ -28,6 +28,22 @@ in derivation {
 }
 "#;
 
+/// A derivation with many outputs, each a file of bytes that do not compress.
+const INCOMPRESSIBLE: &str = r#"
+{ name, number, bytes, token, busybox }:
+let
+  shell = "${builtins.storePath busybox}/bin/busybox";
+  outputs = builtins.genList (number: "file${toString number}") number;
+  files = derivation {
+    inherit name outputs bytes token;
+    system = builtins.currentSystem;
+    builder = shell;
+    args = [ "sh" "-euc" ''for file in $outputs; do eval "$busybox head -c $bytes /dev/urandom > \$$file"; done'' ];
+    busybox = shell;
+  };
+in map (output: files.${output}) outputs
+"#;
+
 /// Builds store objects that no other test has.
 #[derive(Debug)]
 pub struct Store {
@@ -84,11 +100,43 @@ impl Store {
             fs::write(&file, format!("{name} {number}\n"))?;
             add.arg(file);
         }
-        let paths: Vec<_> = succeed(&mut add)?.lines().map(str::to_owned).collect();
+        let objects = self.hold(&succeed(&mut add)?)?;
+        Ok(objects.into_iter().map(|object| object.path).collect())
+    }
+
+    /// Builds this many files of bytes that do not compress, each a store object.
+    ///
+    /// # Errors
+    /// What Nix says.
+    pub fn incompressible(&self, number: usize, bytes: usize) -> Result<Vec<Object>> {
+        let mut nix = Command::new("nix-build");
+        nix.args(["--no-out-link", "--expr", INCOMPRESSIBLE])
+            .args(["--argstr", "name", "incompressible"])
+            .args(["--arg", "number", &number.to_string()])
+            .args(["--arg", "bytes", &bytes.to_string()])
+            .args(["--argstr", "token", &unique("incompressible")])
+            .args(["--argstr", "busybox", &self.busybox]);
+        self.hold(&succeed(&mut nix)?)
+    }
+
+    /// Holds each of these store paths, one a line, by a root of its own.
+    fn hold(&self, paths: &str) -> Result<Vec<Object>> {
+        let root = self.roots.join(unique("many"));
         let mut hold = Command::new("nix-store");
-        hold.arg("--add-root").arg(self.roots.join(name));
-        succeed(hold.arg("--realise").args(&paths))?;
-        Ok(paths)
+        hold.arg("--add-root").arg(&root);
+        succeed(hold.arg("--realise").args(paths.lines()))?;
+        let objects = paths.lines().enumerate().map(|(index, path)| {
+            // As Nix names the roots of one call.
+            let mut root = root.clone().into_os_string();
+            if index > 0 {
+                root.push(format!("-{}", index + 1));
+            }
+            Object {
+                path: path.to_owned(),
+                root: root.into(),
+            }
+        });
+        Ok(objects.collect())
     }
 
     /// Makes a derivation as [`Store::build`] does, without building it: gives the derivation,

@@ -17,6 +17,7 @@ use axum::{
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
+    serve::ListenerExt,
 };
 use tokio::{
     net::TcpListener,
@@ -108,6 +109,10 @@ impl Server {
             .build()?;
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
         let address = listener.local_addr()?;
+        // As caches do: an answer of several writes does not wait for the client to confirm each.
+        let listener = listener.tap_io(|connection| {
+            let _ = connection.set_nodelay(true);
+        });
         runtime.spawn(async { axum::serve(listener, router).await });
         Ok(Self {
             address,

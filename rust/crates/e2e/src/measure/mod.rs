@@ -3,10 +3,12 @@
 //! What is compared takes turns in one run, so that ratios mean something on any
 //! machine; absolute figures do not.
 //!
+//! * [`cold_pull`]: what pulling costs over fetching.
 //! * [`images`]: what the size of a closure costs.
 //! * [`snapshots`]: how fast a snapshotter is, and how small the daemon stays.
 //! * [`table`]: medians, and what they are compared with.
 
+pub mod cold_pull;
 pub mod images;
 pub mod snapshots;
 pub mod table;
