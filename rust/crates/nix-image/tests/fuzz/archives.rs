@@ -1,5 +1,5 @@
 //! Archives: images of every kind are written down by hand and damaged at every level, the documents
-//! before their digests are taken, and the whole archive at the end.
+//! before their digests are taken, one file under its old digest, and the whole archive at the end.
 
 use std::io::{Cursor, Read as _, Write as _};
 
@@ -10,7 +10,7 @@ use nix_image::{
     archive::{Archive, write},
     layer_media_type, media_type,
 };
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{collection::vec, option, prelude::*, sample::Index};
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
@@ -146,6 +146,8 @@ struct Edits {
     config: Vec<Edit>,
     manifest: Vec<Edit>,
     index: Vec<Edit>,
+    /// Of one of the files, which keeps the name that its content had given it.
+    file: Option<(Index, Edit)>,
     archive: Vec<Edit>,
 }
 
@@ -229,7 +231,7 @@ fn build(plan: &Plan) -> Vec<u8> {
         config_of(&diff_ids).to_string().into_bytes(),
         &plan.edits.config,
     );
-    let files = if plan.docker {
+    let mut files = if plan.docker {
         let names: Vec<_> = (0..packed.len())
             .map(|n| format!("{n}/layer.tar"))
             .collect();
@@ -275,6 +277,10 @@ fn build(plan: &Plan) -> Vec<u8> {
             &blobs,
         )
     };
+    if let Some((index, edit)) = &plan.edits.file {
+        let (_, content) = index.get_mut(&mut files);
+        *content = mutate(content.split_off(0), std::slice::from_ref(edit));
+    }
     mutate(tar(&files), &plan.edits.archive)
 }
 
@@ -341,13 +347,17 @@ fn plan() -> impl Strategy<Value = Plan> {
 /// Damage at one or two levels: an archive that is damaged everywhere is refused by the first check.
 fn damaged_plan() -> impl Strategy<Value = Plan> {
     let edits = || corpus().edits();
-    (plan(), 0..6_u8, edits(), edits()).prop_map(|(mut plan, level, some, others)| {
+    // Nothing but the digest tells that one bit has changed.
+    let flip = (any::<Index>(), 0..8_u8).prop_map(|(at, bit)| Edit::Flip(at, bit));
+    let file = (any::<Index>(), flip);
+    (plan(), 0..8_u8, edits(), edits(), file).prop_map(|(mut plan, level, some, others, file)| {
         match level {
             0 => plan.edits.layer = some,
             1 => plan.edits.config = some,
             2 => (plan.edits.manifest, plan.edits.config) = (some, others),
             3 => plan.edits.index = some,
             4 => (plan.edits.index, plan.edits.manifest) = (some, others),
+            5 | 6 => plan.edits.file = Some(file),
             _ => plan.edits.archive = some,
         }
         plan

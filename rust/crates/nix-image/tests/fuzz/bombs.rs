@@ -1,4 +1,4 @@
-//! Small archives that stand for something large.
+//! Small archives that stand for something large, or say so.
 
 use fuzzing::peak_bytes;
 use nix_image::{Compression, Descriptor, Digest, Platform, media_type};
@@ -48,6 +48,18 @@ fn a_layer_is_never_decompressed_into_memory() {
         let archive = image(config(&[Digest::of(&plain)]), &[layer], vec![packed]);
         assert!(archive.len() < 1 << 20);
         check("a layer of zeros", &archive).unwrap();
+    }
+}
+
+#[test]
+fn a_blob_has_the_size_that_is_said() {
+    let blob = b"layer".to_vec();
+    for size in [0, 4, 6, 1 << 40, u64::MAX] {
+        let mut layer = Descriptor::of(media_type::LAYER, &blob);
+        layer.size = size;
+        let archive = image(config(&[Digest::of(&blob)]), &[layer], vec![blob.clone()]);
+        let told = check("a layer of another size", &archive).unwrap_err();
+        assert!(told.contains("bytes instead of"), "{told}");
     }
 }
 
