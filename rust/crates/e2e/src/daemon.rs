@@ -217,7 +217,11 @@ impl Config {
         Ok(Kept {
             snapshots: names(&self.root.join("snapshots"))?,
             gc_roots: names(&self.root.join("gcroots"))?,
-            others: names(&self.root)?,
+            // SQLite has files beside its database while that is open.
+            others: names(&self.root)?
+                .into_iter()
+                .filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm"))
+                .collect(),
         })
     }
 }

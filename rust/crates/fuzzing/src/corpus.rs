@@ -40,7 +40,7 @@ impl Corpus {
         self.files.iter().map(Vec::as_slice)
     }
 
-    /// Changes of one kind or another, for what [`mutate`](Self::mutate) does.
+    /// Changes of one kind or another, for what [`mutate`] does.
     pub fn edits(&self) -> impl Strategy<Value = Vec<Edit>> + use<> {
         vec(edit(self), 0..=MAX_EDITS)
     }

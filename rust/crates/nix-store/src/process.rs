@@ -177,22 +177,25 @@ impl Group {
     /// kernel gives its number to nobody else.
     async fn terminate(self, leader: &mut Child) {
         let Some(group) = self.0 else { return };
-        // Each fails only where the group has ended by itself.
-        let _ = kill_process_group(group, Signal::TERM);
-        let ended = async {
-            while leader.try_wait().is_ok_and(|status| status.is_none())
-                || test_kill_process_group(group).is_ok()
-            {
-                time::sleep(TERMINATION_POLL).await;
+        for signal in [Signal::TERM, Signal::KILL] {
+            // It fails only where the group has ended by itself.
+            let _ = kill_process_group(group, signal);
+            // Bounded: who hangs in the kernel does not die of a kill either.
+            let ended = ended(group, leader);
+            if time::timeout(TERMINATION, ended).await.is_ok() {
+                self.disarm();
+                return;
             }
-        };
-        if time::timeout(TERMINATION, ended).await.is_ok() {
-            self.disarm();
-        } else {
-            drop(self);
-            // Bounded: who hangs in the kernel does not die of this either.
-            let _ = time::timeout(TERMINATION, leader.wait()).await;
         }
+    }
+}
+
+/// Waits until a group and its leader have ended.
+async fn ended(group: Pid, leader: &mut Child) {
+    while leader.try_wait().is_ok_and(|status| status.is_none())
+        || test_kill_process_group(group).is_ok()
+    {
+        time::sleep(TERMINATION_POLL).await;
     }
 }
 

@@ -297,11 +297,12 @@ fn visits() -> impl Strategy<Value = Vec<Visit>> {
     )
 }
 
-/// Counts how many of it run, and takes a while in which it can be stopped at any point.
+/// Counts how many of it run, and takes a while in which it can be stopped at any point. The mark
+/// is made without a child, which could make it after the trap has removed it.
 const BUSY: &str = r#"
 if ! [ -e "$2" ]; then
     trap 'rm -f "$dir/running-$$"; exit 1' TERM
-    touch "$dir/running-$$"
+    : > "$dir/running-$$"
     set -- "$1" "$2" "$dir"/running-*
     echo $(($# - 2)) >> "$dir/at-once"
     sleep 0.015
