@@ -1,7 +1,7 @@
 //! containerd's snapshot model: which snapshots there are, where their layers lie, and how they are
 //! mounted.
 //!
-//! The crate depends on redb for the metadata, on rustix for system calls and on nothing else of
+//! The crate depends on SQLite for the metadata, on rustix for system calls and on nothing else of
 //! this workspace. It never learns what a store path is, never speaks gRPC, never mounts anything
 //! and never runs a program. All calls block; a [`Snapshotter`] is shared behind an `Arc`.
 //!
@@ -10,7 +10,9 @@
 //! ```text
 //! <root>/                        0700   one process at a time
 //!   lock                         0600   flock, with the pid of the holder
-//!   metadata.db                  0600   redb: a row a snapshot, links to children, the highest id
+//!   metadata.db                  0600   SQLite: a row a snapshot, the highest id; -wal and -shm beside it
+//!   metadata.changes             0600   the last transaction that is known to be on the disk
+//!   metadata.reserve             0600   space for removing snapshots from a disk that is full
 //!   probe/                              only while the root is opened
 //!   snapshots/                   0700
 //!     <id>/                      0700

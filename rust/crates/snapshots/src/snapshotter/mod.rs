@@ -332,6 +332,7 @@ impl Snapshotter {
         {
             self.layout.delete(id);
         }
+        self.store.keep_space();
         Ok(())
     }
 

@@ -370,7 +370,7 @@ impl Store {
     }
 
     pub(crate) fn remove(&self, key: &str) -> Result<Id> {
-        self.write("remove a snapshot", |txn| {
+        self.write_to_full_disk("remove a snapshot", |txn| {
             let Head { id, .. } = Snapshots(txn).head(key)?;
             let child: Option<String> = txn
                 .prepare_cached("SELECT name FROM snapshots WHERE parent = ? LIMIT 1")?

@@ -12,6 +12,7 @@
 mod calls;
 mod connection;
 mod durability;
+mod reserve;
 mod write_lock;
 
 use std::fs::{self, File};
@@ -23,9 +24,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use self::durability::Durability;
+use self::reserve::Reserve;
 pub use self::write_lock::StoreWaits;
 use self::write_lock::WriteLock;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::row::{Malformed, Row};
 
 /// In the header of the file, where `file` and `sqlite3` show it: "nixs".
@@ -69,6 +71,7 @@ pub(crate) struct Store {
     writer: WriteLock<Writer>,
     readers: Mutex<Vec<Connection>>,
     durability: Durability,
+    reserve: Reserve,
 }
 
 struct Writer {
@@ -176,6 +179,7 @@ impl Store {
         }
         let changes = verify(&connection).map_err(|stop| stop.into_error("verify", &path))?;
         let durability = Durability::open(&path, changes)?;
+        let reserve = Reserve::open(&path)?;
         Ok(Self {
             writer: WriteLock::new(Writer {
                 connection,
@@ -183,8 +187,14 @@ impl Store {
             }),
             readers: Mutex::default(),
             durability,
+            reserve,
             path,
         })
+    }
+
+    /// Takes back the space that removing on a full disk has used, if there is some again.
+    pub(crate) fn keep_space(&self) {
+        self.reserve.fill();
     }
 
     pub(crate) fn waits(&self) -> StoreWaits {
@@ -227,6 +237,20 @@ impl Store {
         let confirmed = self.durability.confirm(change);
         confirmed.map_err(|source| self.unconfirmed(operation, source))?;
         Ok(value)
+    }
+
+    /// As [`Store::write`], for what frees space: a disk that is full does not keep it from succeeding.
+    fn write_to_full_disk<T>(
+        &self,
+        operation: &'static str,
+        body: impl Fn(&Transaction<'_>) -> Result<T, Stop>,
+    ) -> Result<T> {
+        loop {
+            match self.write(operation, &body) {
+                Err(error) if error.code() == Code::ResourceExhausted && self.reserve.give() => {}
+                result => return result,
+            }
+        }
     }
 
     /// Waits until all that a reader can have seen is on the disk.
