@@ -8,7 +8,7 @@ use containerd_api::containerd::{
 };
 use prost::Message;
 use snapshots::{Info, Kind, Mount};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::block_in_place};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
@@ -93,16 +93,13 @@ impl Snapshots for NixSnapshotter {
             ("parent", &request.parent),
             ("committed_as", &request.name),
         ]);
-        self.blocking(move |snapshots| {
-            let parent = non_empty(request.parent);
-            Ok(snapshots.commit(
-                &request.name,
-                &request.key,
-                parent.as_deref(),
-                request.labels,
-            )?)
-        })
-        .await?;
+        let parent = non_empty(request.parent);
+        let committed = block_in_place(|| {
+            let (name, key) = (&request.name, &request.key);
+            self.snapshots()
+                .commit(name, key, parent.as_deref(), request.labels)
+        });
+        committed.map_err(Error::from)?;
         Ok(Response::new(()))
     }
 
@@ -112,8 +109,7 @@ impl Snapshots for NixSnapshotter {
     ) -> Result<Response<()>, Status> {
         let key = request.into_inner().key;
         about(&[("key", &key)]);
-        self.blocking(move |snapshots| Ok(snapshots.remove(&key)?))
-            .await?;
+        block_in_place(|| self.snapshots().remove(&key)).map_err(Error::from)?;
         Ok(Response::new(()))
     }
 
@@ -123,9 +119,7 @@ impl Snapshots for NixSnapshotter {
     ) -> Result<Response<api::StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
         about(&[("key", &key)]);
-        let info = self
-            .blocking(move |snapshots| Ok(snapshots.stat(&key)?))
-            .await?;
+        let info = self.snapshots().stat(&key).map_err(Error::from)?;
         Ok(Response::new(api::StatSnapshotResponse {
             info: Some(to_info(info)),
         }))
@@ -139,9 +133,8 @@ impl Snapshots for NixSnapshotter {
         let new = request.info.ok_or(Error::MissingField("info"))?;
         about(&[("key", &new.name)]);
         let paths = request.update_mask.unwrap_or_default().paths;
-        let info = self
-            .blocking(move |snapshots| Ok(snapshots.update(&new.name, &new.labels, &paths)?))
-            .await?;
+        let update = || self.snapshots().update(&new.name, &new.labels, &paths);
+        let info = block_in_place(update).map_err(Error::from)?;
         Ok(Response::new(api::UpdateSnapshotResponse {
             info: Some(to_info(info)),
         }))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use nix_image::annotations::{self, SNAPSHOT_REF};
 use nix_store::{Closure, Realiser, StoreDir};
 use snapshots::{Counts, Kind, Labels, Mount, Snapshot, Snapshotter, StoreWaits};
+use tokio::task::block_in_place;
 use tracing::Span;
 
 use crate::{
@@ -80,23 +81,21 @@ impl NixSnapshotter {
         let labels = new.labels.iter().map(|(name, value)| (&**name, &**value));
         let layer = annotations::layer_closure(&self.store_dir, labels)?;
 
-        let new = self
-            .blocking(move |snapshots| {
-                // Nothing is downloaded for a key that is taken.
-                snapshots.check_new(new.kind, &new.key, new.parent.as_deref(), &new.labels)?;
-                Ok(new)
-            })
-            .await?;
         let realised = match layer {
-            Some(layer) => self.realisations.realise(&Arc::new(layer)).await?,
+            Some(layer) => {
+                // Nothing is downloaded for a key that is taken.
+                let parent = new.parent.as_deref();
+                self.snapshots
+                    .check_new(new.kind, &new.key, parent, &new.labels)?;
+                self.realisations.realise(&Arc::new(layer)).await?
+            }
             None => RealisedLayer {
                 reservation: self.snapshots.reserve(),
                 closure: Closure::default(),
             },
         };
         about(&[("snapshot", &realised.reservation.id().to_string())]);
-        let this = self.clone();
-        self.blocking(move |_| this.publish(realised, new)).await
+        block_in_place(|| self.publish(realised, new))
     }
 
     fn publish(&self, realised: RealisedLayer, new: NewSnapshot) -> Result<Vec<Mount>, Error> {
@@ -129,7 +128,13 @@ impl NixSnapshotter {
         .await
     }
 
-    /// Runs blocking work, disk access and transactions, on a thread of its own.
+    /// For calls that take as long as one look at the store, or as one transaction in
+    /// [`block_in_place`]: handing them to another thread and back would take as long again.
+    pub(crate) fn snapshots(&self) -> &Snapshotter {
+        &self.snapshots
+    }
+
+    /// Runs blocking work of any length, such as the walk of a directory, on a thread of its own.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Arc<Snapshotter>) -> Result<T, Error> + Send + 'static,

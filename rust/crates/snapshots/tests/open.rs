@@ -290,3 +290,19 @@ fn what_a_crash_left_is_deleted_and_its_ids_are_not_given_again() {
     assert_eq!(create(&s, "next"), "61");
     assert_eq!(names(&s), ["kept", "next"]);
 }
+
+/// After a power cut, the file system may not have written what was new.
+#[test]
+fn a_snapshot_whose_directory_is_missing_stays() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path()).unwrap();
+    let id = create(&s, "a");
+    drop(s);
+    fs::remove_dir_all(root.path().join("snapshots").join(&id)).unwrap();
+    let s = open(root.path()).unwrap();
+    assert_eq!(names(&s), ["a"]);
+    assert_ne!(create(&s, "b"), id);
+    s.remove("a").unwrap();
+    s.cleanup().unwrap();
+    assert_eq!(names(&s), ["b"]);
+}

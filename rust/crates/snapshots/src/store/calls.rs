@@ -19,7 +19,7 @@ struct Head {
 }
 
 /// The snapshots inside a transaction of either sort.
-struct Snapshots<'a>(&'a Connection);
+pub(super) struct Snapshots<'a>(pub(super) &'a Connection);
 
 impl Snapshots<'_> {
     fn look_up(&self, name: &str) -> Result<Option<Head>, Stop> {
@@ -124,7 +124,7 @@ impl Snapshots<'_> {
         Ok(row.info(name, parent).map_err(damaged(name))?)
     }
 
-    fn insert(&self, name: &str, row: &Row) -> Result<(), Stop> {
+    pub(super) fn insert(&self, name: &str, row: &Row) -> Result<(), Stop> {
         let insert = format!(
             "INSERT INTO snapshots ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             Row::COLUMNS

@@ -165,6 +165,16 @@ impl Durability {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn replace_log(&mut self, log: File) -> File {
+        std::mem::replace(&mut self.log, log)
+    }
+
+    #[cfg(test)]
+    pub(super) fn durable(&self) -> u64 {
+        self.state().durable
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic cannot leave it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
