@@ -10,8 +10,9 @@
 //! ```text
 //! <root>/                        0700   one process at a time
 //!   lock                         0600   flock, with the pid of the holder
-//!   metadata.db                  0600   SQLite: a row a snapshot, the highest id; -wal and -shm beside it
-//!   metadata.changes             0600   the last transaction that is known to be on the disk
+//!   metadata.db                  0600   SQLite: a row a snapshot, the highest id
+//!   metadata.db-wal, -shm        0600   its log and the log's index, while the root is open
+//!   metadata.changes             0600   the number of the last transaction that is on the disk
 //!   metadata.reserve             0600   space for removing snapshots from a disk that is full
 //!   probe/                              only while the root is opened
 //!   snapshots/                   0700
@@ -30,11 +31,19 @@
 //!
 //! [`Snapshotter::reserve`] gives an id. The caller fills the attachment directory of this id,
 //! which may take as long as it takes. [`Snapshotter::create`] makes the directories, lets the
-//! caller put something into the layer, has all of it on the disk (`fsync`), and adds the row in
-//! one short transaction. [`Snapshotter::remove`] goes the other way: it deletes the row in one
-//! short transaction and the directories afterwards. So a crash or a power cut can leave
-//! directories without a row, never a row without its directories, and [`Snapshotter::open`]
-//! deletes what has no row.
+//! caller put something into the layer, and adds the row in one short transaction.
+//! [`Snapshotter::remove`] goes the other way: it deletes the row in one short transaction and the
+//! directories once that is on the disk. So a crash can leave directories without a row, never a
+//! row without its directories, and [`Snapshotter::open`] deletes what has no row.
+//!
+//! After a power cut it is the same for a snapshot with an attachment, since its directories are
+//! synced (`fsync`) before its row: what the attachment holds is known to nobody else. The
+//! directories of any other snapshot are new and empty. Whoever puts something into them and syncs
+//! it, as containerd does when it is told to, has the directories on the disk too; who does not
+//! cannot rely on more than what containerd's own snapshotter has, which syncs its metadata alone.
+//! A snapshot that lost its directories in this way stays, and [`Snapshotter::open`] warns of it.
+//! Each of these syncs would wait for the journal of the file system, and with it for whatever
+//! others are writing.
 //!
 //! Directories are made under their final names. A name made up for the time being, and a rename
 //! at the end, would add nothing: an id is given once. The next process begins to count above every
@@ -56,8 +65,8 @@
 //!
 //! Reads see the store as it was when they began and wait for nobody. Write transactions wait for
 //! one another; each is a handful of look-ups and one commit, and none spans a directory walk, a
-//! deletion or a call of the caller's. Every one is on the disk when it returns. The set of
-//! reserved ids has a mutex of its own, held for one insertion, one removal or one copy.
+//! deletion or a call of the caller's. Every one is on the disk when it returns, and those that
+//! wait for the disk wait together: one sync is for all of them. The set of reserved ids has a mutex of its own, held for one insertion, one removal or one copy.
 //!
 //! Linux 5.6 or newer is needed, for `openat2`.
 

@@ -108,8 +108,8 @@ impl Snapshotter {
     /// Makes an active snapshot or a view. An empty `parent` is none.
     ///
     /// `fill` is called while nobody else can see the snapshot, and may put something into its
-    /// [layer](Self::layer_dir), which is on the disk when this returns; what is in directories of
-    /// its own it has to sync itself. What it gives is given to the caller.
+    /// [layer](Self::layer_dir), which is on the disk when this returns if the snapshot has an
+    /// attachment; what is in directories of its own it has to sync itself. What it gives is given to the caller.
     ///
     /// # Errors
     ///

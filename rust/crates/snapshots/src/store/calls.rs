@@ -186,7 +186,8 @@ impl Store {
         })
     }
 
-    /// The ids of all snapshots. A removed one is not among them once its removal is durable.
+    /// The ids of all snapshots. That an id is not among them is on the disk, too: no power cut
+    /// brings a removed snapshot back.
     pub(crate) fn ids(&self) -> Result<BTreeSet<Id>> {
         let ids = self.read("list the snapshots", |txn| {
             let mut select = txn.prepare_cached("SELECT id FROM snapshots ORDER BY id")?;
