@@ -225,14 +225,6 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.max_realisations == 0 {
-            return refuse(
-                "max_realisations",
-                "is 0, with which no image could be pulled: write how many realisations may \
-                 fetch something at once, 1 or more"
-                    .to_owned(),
-            );
-        }
         Snapshotter::check(&self.root, &self.snapshot_options())?;
         self.store_dir().map(|_| ())
     }
