@@ -1,6 +1,6 @@
 //! A store that a nix-daemon serves: everything here goes through its socket and its rights.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::ffi::OsString;
 
 use anyhow::{Result, ensure};
 use e2e::{
@@ -109,7 +109,7 @@ fn a_nix_daemon_that_is_away_is_named_and_may_come_back() {
         let before = daemon.config().kept()?;
 
         nix_daemon.stop();
-        let socket: PathBuf = nix_daemon.socket();
+        let socket = nix_daemon.socket();
         let words = [
             "nix-store",
             "cannot connect to",
