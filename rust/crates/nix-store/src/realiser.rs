@@ -25,6 +25,14 @@ use crate::{
 /// about 0.1 ms, and takes 20 ms to start.
 const MIN_PATHS_A_CALL: usize = 250;
 
+/// How often a layer is realised anew because the collector has taken a path of it meanwhile.
+///
+/// One that is running may have chosen a path for deletion before Nix finds it valid and
+/// roots it: up to 2.34 at least, it looks for new temporary roots only when it first
+/// visits a path (`libstore/gc.cc`). Asked again, Nix fetches the path, and that run
+/// leaves it alone: it has dealt with it.
+const REPETITIONS: usize = 3;
+
 /// How a [`Realiser`] is to work.
 #[derive(Clone, Debug)]
 pub struct RealiserOptions {
@@ -97,6 +105,34 @@ impl Realiser {
     ) -> Result<Realised, Error> {
         roots.create()?;
         let began = changed(roots.dir()).unwrap_or_default();
+        for _ in 0..REPETITIONS {
+            match self.realise_once(layer, roots, began, cancel).await {
+                Err(error) if self.is_collected(&error) => {
+                    info!(%error, "realising again what the garbage collector has taken meanwhile");
+                }
+                done => return done,
+            }
+        }
+        self.realise_once(layer, roots, began, cancel).await
+    }
+
+    /// Whether this may come of the collector. A closure-info that is none looks like one that
+    /// is being deleted, and costs a few calls more.
+    fn is_collected(&self, error: &Error) -> bool {
+        let gone = matches!(
+            error,
+            Error::NotRealised { .. } | Error::NoStorePaths { .. }
+        );
+        gone && self.0.external_builder.is_none()
+    }
+
+    async fn realise_once(
+        &self,
+        layer: &LayerClosure,
+        roots: &GcRoots,
+        began: Changed,
+        cancel: &CancellationToken,
+    ) -> Result<Realised, Error> {
         let realisation = Realisation {
             options: &self.0,
             roots,
@@ -138,12 +174,7 @@ impl Realiser {
             match changed(path.as_path()) {
                 Ok(changed) if changed >= began => fetched.push(path.clone()),
                 Ok(_) => {}
-                Err(_) => {
-                    return Err(Error::NotRealised {
-                        program: program(&self.0),
-                        path: path.clone(),
-                    });
-                }
+                Err(_) => return Err(not_realised(&self.0, path)),
             }
         }
         Ok(fetched)
@@ -221,7 +252,12 @@ impl Realisation<'_> {
 
     async fn references(&self, path: &StorePath) -> Result<Closure, Error> {
         let subject = std::slice::from_ref(path);
-        let output = self.run(&mut nix_cli::registration(path), subject).await?;
+        let output = match self.run(&mut nix_cli::registration(path), subject).await {
+            Err(Error::Failed { .. }) if !exists(path) => {
+                return Err(not_realised(self.options, path));
+            }
+            done => done?,
+        };
         let answer = String::from_utf8_lossy(&output.stdout);
         let references = nix_cli::references(&self.options.store_dir, path, &answer)?;
         // Where Nix does not answer as expected, every path gets a root of its own.
@@ -302,6 +338,13 @@ async fn run(
         }),
         Err(Stopped::Cancelled) => Err(Error::Cancelled),
         Err(Stopped::Io(reason)) => Err(Error::Start { program, reason }),
+    }
+}
+
+fn not_realised(options: &RealiserOptions, path: &StorePath) -> Error {
+    Error::NotRealised {
+        program: program(options),
+        path: path.clone(),
     }
 }
 
