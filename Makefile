@@ -52,7 +52,7 @@ lint: ## Run every check that is no test
 fmt: ## Format the code
 	@dev/fmt
 
-bench: ## Measure what depends on the size of a closure
+bench: ## Measure beside containerd's own snapshotter
 	@dev/bench
 
 clean: ## Remove build/

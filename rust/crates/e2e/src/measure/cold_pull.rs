@@ -1,10 +1,10 @@
 //! What a pull of paths that are not in the store costs over Nix's own time to fetch them.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::timed;
+use super::{Table, in_turns, timed};
 use crate::{
     cache::Cache,
     daemon::{Config, Daemon},
@@ -21,66 +21,65 @@ const PATHS: usize = 200;
 /// Their size, in bytes of data that does not compress.
 const BYTES_A_PATH: usize = 500_000;
 
-/// Medians of several rounds, in which both took turns.
-#[derive(Clone, Copy, Debug)]
-pub struct ColdPull {
-    /// Prepare of one layer of the snapshotter.
-    pub pull: Duration,
-    /// `nix-store --realise` of the same paths, without roots.
-    pub nix: Duration,
-}
-
-impl ColdPull {
-    /// How many times as long as Nix itself a pull takes.
-    #[must_use]
-    pub fn ratio(&self) -> f64 {
-        self.pull.as_secs_f64() / self.nix.as_secs_f64()
-    }
-}
+/// The snapshot that is pulled into.
+const KEY: &str = "cold-pull";
 
 /// Pulls 200 paths of 100 MB in all from a binary cache on loopback into a store without
-/// them, by the daemon and by Nix alone, in this many rounds and one before that warms up.
+/// them, by Nix alone and by the daemon.
 ///
 /// # Errors
 /// What Nix or the daemon says, and something that holds the paths from one round to the next.
-pub fn cold_pull(host: &Host, rounds: usize) -> Result<ColdPull> {
-    ensure!(rounds % 2 == 1, "a median needs an odd number of rounds");
+pub fn cold_pull(host: &Host, table: &mut Table) -> Result<()> {
     let cache = Cache::start(host)?;
     let objects = Store::new(host)?.incompressible(PATHS, BYTES_A_PATH)?;
     cache.add(&objects, Some(cache.key()))?;
     evict(&objects)?;
-
     let config = cache.substituter_of(Config::new(host, "cold-pull"), &[]);
     let daemon = Daemon::start(&config)?;
     let snapshots = daemon.snapshots()?;
-    let (mut pulls, mut alone) = (Vec::new(), Vec::new());
-    for round in 0..=rounds {
-        let pull = timed(|| pull(&snapshots, &objects))?;
-        snapshots.remove("cold-pull")?;
-        snapshots.cleanup()?;
-        forget(&objects)?;
-        let nix = timed(|| realise(&cache, &objects))?;
-        forget(&objects)?;
-        if round > 0 {
-            pulls.push(pull);
-            alone.push(nix);
+
+    type Pull<'a> = &'a dyn Fn() -> Result<()>;
+    let subjects: [(&str, Pull); 3] = [
+        ("nix copy", &|| copy(&cache, &objects)),
+        ("nix-store --realise", &|| realise(&cache, &objects)),
+        ("Prepare", &|| prepare(&snapshots, &objects)),
+    ];
+    let times = in_turns(&subjects, |(_, pull)| {
+        let time = timed(pull)?;
+        is_complete(&objects)?;
+        if snapshots.stat(KEY).is_ok() {
+            snapshots.remove(KEY)?;
         }
+        snapshots.cleanup()?;
+        collect_garbage()?;
+        are_gone(&objects)?;
+        Ok(time)
+    })?;
+    for ((name, _), times) in subjects.iter().zip(times) {
+        table.times("cold pull, 200 paths, 100 MB", name, times);
     }
-    Ok(ColdPull {
-        pull: median(pulls)?,
-        nix: median(alone)?,
-    })
+    Ok(())
 }
 
-fn pull(snapshots: &Snapshots, objects: &[Object]) -> Result<()> {
+fn prepare(snapshots: &Snapshots, objects: &[Object]) -> Result<()> {
     let labels: Vec<_> = objects
         .iter()
         .enumerate()
         .map(|(number, object)| (format!("{NIX_STORE_PATH}{number}"), object.path()))
         .collect();
     let labels: Vec<_> = labels.iter().map(|(name, path)| (&**name, *path)).collect();
-    snapshots.prepare("cold-pull", "", &labels)?;
-    is_complete(objects)
+    snapshots.prepare(KEY, "", &labels)?;
+    Ok(())
+}
+
+fn copy(cache: &Cache, objects: &[Object]) -> Result<()> {
+    let mut nix = Command::new("nix");
+    nix.args(["--extra-experimental-features", "nix-command", "copy"])
+        .args(["--from", &cache.url()])
+        .args(objects.iter().map(Object::path))
+        .envs(cache.environment(&[]));
+    succeed(&mut nix)?;
+    Ok(())
 }
 
 fn realise(cache: &Cache, objects: &[Object]) -> Result<()> {
@@ -89,21 +88,11 @@ fn realise(cache: &Cache, objects: &[Object]) -> Result<()> {
         .args(objects.iter().map(Object::path))
         .envs(cache.environment(&[]));
     succeed(&mut nix)?;
-    is_complete(objects)
+    Ok(())
 }
 
 fn is_complete(objects: &[Object]) -> Result<()> {
     let missing = objects.iter().find(|object| !object.exists());
     ensure!(missing.is_none(), "{missing:?} was not fetched");
     Ok(())
-}
-
-fn forget(objects: &[Object]) -> Result<()> {
-    collect_garbage()?;
-    are_gone(objects)
-}
-
-fn median(mut times: Vec<Duration>) -> Result<Duration> {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().context("no rounds")
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{ROUNDS, Table, timed};
+use super::{Table, in_turns, timed};
 use crate::{
     containerd::{Containerd, NIX, OVERLAYFS},
     host::{Host, unique},
@@ -84,18 +84,12 @@ fn measure_images(
     table: &mut Table,
     bring: &dyn Fn(&Subject) -> Result<()>,
 ) -> Result<()> {
-    let mut times = vec![Vec::new(); subjects.len()];
-    // The first round warms the caches.
-    for round in 0..=ROUNDS {
-        for (subject, times) in subjects.iter().zip(&mut times) {
-            let time = timed(|| bring(subject))?;
-            node.containerd.remove_image(&subject.image)?;
-            node.containerd.collect_garbage()?;
-            if round > 0 {
-                times.push(time);
-            }
-        }
-    }
+    let times = in_turns(subjects, |subject| {
+        let time = timed(|| bring(subject))?;
+        node.containerd.remove_image(&subject.image)?;
+        node.containerd.collect_garbage()?;
+        Ok(time)
+    })?;
     for (subject, times) in subjects.iter().zip(times) {
         table.times(what, subject.name, times);
     }
@@ -108,19 +102,18 @@ fn measure_images(
 /// What the CLI says.
 pub fn building(host: &Host, many: &Path, table: &mut Table) -> Result<()> {
     let archive = host.dir().join(unique("archive"));
-    let (mut closure, mut per_path) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        for (times, flags) in [
-            (&mut closure, &[][..]),
-            (&mut per_path, &["--annotations", "per-path"]),
-        ] {
-            let mut build = build_command(host, &reference("bench"), &["/x"], many, &archive)?;
-            build.args(flags);
-            times.push(timed(|| succeed(&mut build).map(drop))?);
-        }
+    let subjects = [
+        ("closure format", &[][..]),
+        ("per-path format", &["--annotations", "per-path"]),
+    ];
+    let times = in_turns(&subjects, |(_, flags)| {
+        let mut build = build_command(host, &reference("bench"), &["/x"], many, &archive)?;
+        build.args(*flags);
+        timed(|| succeed(&mut build).map(drop))
+    })?;
+    for ((name, _), times) in subjects.iter().zip(times) {
+        table.times("nix2container build", name, times);
     }
-    table.times("nix2container build", "closure format", closure);
-    table.times("nix2container build", "per-path format", per_path);
     Ok(())
 }
 
@@ -152,15 +145,9 @@ pub fn running(host: &Host, node: &Node, paths: &[String], table: &mut Table) ->
         ("5 paths", NIX, nix_image(5)?),
         ("1000 paths", NIX, nix_image(1000)?),
     ];
-    let mut times = vec![Vec::new(); subjects.len()];
-    for round in 0..=ROUNDS {
-        for ((_, snapshotter, image), times) in subjects.iter().zip(&mut times) {
-            let time = timed(|| container(&node.containerd, snapshotter, image))?;
-            if round > 0 {
-                times.push(time);
-            }
-        }
-    }
+    let times = in_turns(&subjects, |(_, snapshotter, image)| {
+        timed(|| container(&node.containerd, snapshotter, image))
+    })?;
     for ((name, _, _), times) in subjects.iter().zip(times) {
         table.times("ctr run --rm --null-io", name, times);
     }

@@ -19,7 +19,7 @@ use anyhow::Result;
 
 pub use table::Table;
 
-/// How often each figure is measured, unless its measurement says otherwise.
+/// How often each figure is measured.
 pub const ROUNDS: usize = 9;
 
 /// The time that a piece of work takes.
@@ -30,4 +30,19 @@ pub fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed())
+}
+
+/// Measures each subject [`ROUNDS`] times, taking turns, after a round that warms the caches. Gives
+/// the figures of each.
+fn in_turns<S, T>(subjects: &[S], mut measure: impl FnMut(&S) -> Result<T>) -> Result<Vec<Vec<T>>> {
+    let mut figures: Vec<_> = subjects.iter().map(|_| Vec::new()).collect();
+    for round in 0..=ROUNDS {
+        for (subject, figures) in subjects.iter().zip(&mut figures) {
+            let figure = measure(subject)?;
+            if round > 0 {
+                figures.push(figure);
+            }
+        }
+    }
+    Ok(figures)
 }

@@ -13,7 +13,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{containerd::Containerd, daemon::Daemon, host::unique, snapshots::Snapshots};
+use super::{Table, in_turns};
+use crate::{
+    containerd::{Containerd, NIX, OVERLAYFS},
+    daemon::Daemon,
+    host::unique,
+    node::Node,
+    process::{SETTLE, poll, when},
+    snapshots::Snapshots,
+};
 
 /// Labels as the unpacker of an ordinary image sends them, and the one that keeps containerd's
 /// collector away.
@@ -30,48 +38,77 @@ const LABELS: [(&str, &str); 3] = [
 ];
 
 /// How many snapshots a full node has.
-pub const MANY: usize = 10_000;
+const MANY: usize = 10_000;
 
-/// The name under which [`fill`] commits snapshot `number`.
-#[must_use]
-pub fn name(number: usize) -> String {
-    format!("sha256:{number:064x}")
-}
+/// How many clients a busy one has.
+const CLIENTS: usize = 16;
 
-/// Cycles of Prepare, Commit and Remove per second, with so many clients at once, each on a
-/// connection of its own. The collector's run at the end, which is what really removes, counts.
+/// The two snapshotters, containerd's own first.
+const SNAPSHOTTERS: [&str; 2] = [OVERLAYFS, NIX];
+
+/// Cycles of Prepare, Commit and Remove a second, by one client and by many at once. `disk` names
+/// what the roots are on.
 ///
 /// # Errors
 /// The first of any call.
-pub fn cycles(
-    containerd: &Containerd,
-    snapshotter: &str,
-    clients: usize,
-    each: usize,
-) -> Result<f64> {
+pub fn cycling(containerd: &Containerd, disk: &str, table: &mut Table) -> Result<()> {
+    for (clients, each) in [(1, 100), (CLIENTS, 10)] {
+        let rates = in_turns(&SNAPSHOTTERS, |snapshotter| {
+            cycles(containerd, snapshotter, clients, each)
+        })?;
+        for (snapshotter, rates) in SNAPSHOTTERS.iter().zip(rates) {
+            table.rates(
+                &format!("cycles, {clients} clients, {disk}"),
+                snapshotter,
+                rates,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Stat, List and start with [`MANY`] snapshots, and the daemon's memory with them.
+///
+/// # Errors
+/// The first of any call.
+pub fn many(node: &mut Node, table: &mut Table) -> Result<Memory> {
+    for snapshotter in SNAPSHOTTERS {
+        fill(&node.containerd, snapshotter)?;
+    }
+    let mut compare = |what: &str, measure: fn(&Containerd, &str) -> Result<Duration>| {
+        let times = in_turns(&SNAPSHOTTERS, |snapshotter| {
+            measure(&node.containerd, snapshotter)
+        })?;
+        for (snapshotter, times) in SNAPSHOTTERS.iter().zip(times) {
+            table.times(&format!("{what}, {MANY} snapshots"), snapshotter, times);
+        }
+        anyhow::Ok(())
+    };
+    compare("Stat", stat)?;
+    compare("List", list)?;
+    let daemon = &mut node.daemon;
+    let mut starts = in_turns(&[()], |()| start(daemon))?;
+    table.times(
+        &format!("start until ready, {MANY} snapshots"),
+        NIX,
+        starts.remove(0),
+    );
+    memory(node)
+}
+
+/// Cycles a second, each client on a connection of its own. The collector's run at the end, which
+/// is what really removes, counts.
+fn cycles(containerd: &Containerd, snapshotter: &str, clients: usize, each: usize) -> Result<f64> {
     let run = unique("cycles");
     let base = format!("{run}-base");
     let first = containerd.snapshots(snapshotter)?;
     first.layer(&base, "", &LABELS)?;
-    let connections = (0..clients)
-        .map(|_| containerd.snapshots(snapshotter))
-        .collect::<Result<Vec<_>>>()?;
-
     let start = Instant::now();
-    thread::scope(|scope| {
-        let threads: Vec<_> = connections
-            .iter()
-            .enumerate()
-            .map(|(client, snapshots)| {
-                let prefix = format!("{run}-{client}");
-                let base = &base;
-                scope.spawn(move || cycle(snapshots, &prefix, base, each))
-            })
-            .collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    at_once(containerd, snapshotter, clients, |client, snapshots| {
+        (0..each).try_for_each(|number| {
+            let layer = format!("{run}-{client}-{number}");
+            snapshots.layer(&layer, &base, &LABELS)?;
+            Ok(snapshots.remove(&layer)?)
         })
     })?;
     containerd.collect_garbage()?;
@@ -82,38 +119,39 @@ pub fn cycles(
     Ok((clients * each) as f64 / elapsed.as_secs_f64())
 }
 
-fn cycle(snapshots: &Snapshots, prefix: &str, base: &str, count: usize) -> Result<()> {
-    for number in 0..count {
-        let layer = format!("{prefix}-{number}");
-        snapshots.layer(&layer, base, &LABELS)?;
-        snapshots.remove(&layer)?;
-    }
-    Ok(())
+/// The name under which [`fill`] commits snapshot `number`.
+fn name(number: usize) -> String {
+    format!("sha256:{number:064x}")
 }
 
 /// Makes [`MANY`] committed snapshots on one base.
-///
-/// # Errors
-/// The first of any call.
-pub fn fill(containerd: &Containerd, snapshotter: &str) -> Result<()> {
-    const CLIENTS: usize = 16;
+fn fill(containerd: &Containerd, snapshotter: &str) -> Result<()> {
     containerd
         .snapshots(snapshotter)?
         .layer(&name(0), "", &LABELS)?;
-    let connections = (0..CLIENTS)
+    at_once(containerd, snapshotter, CLIENTS, |client, snapshots| {
+        (1 + client..MANY)
+            .step_by(CLIENTS)
+            .try_for_each(|number| Ok(snapshots.layer(&name(number), &name(0), &LABELS)?))
+    })
+}
+
+/// Has so many clients work at once, each with its number and a connection of its own.
+fn at_once(
+    containerd: &Containerd,
+    snapshotter: &str,
+    clients: usize,
+    work: impl Fn(usize, &Snapshots) -> Result<()> + Sync,
+) -> Result<()> {
+    let connections = (0..clients)
         .map(|_| containerd.snapshots(snapshotter))
         .collect::<Result<Vec<_>>>()?;
+    let work = &work;
     thread::scope(|scope| {
         let threads: Vec<_> = connections
             .iter()
             .enumerate()
-            .map(|(client, snapshots)| {
-                scope.spawn(move || {
-                    (1 + client..MANY).step_by(CLIENTS).try_for_each(|number| {
-                        Ok(snapshots.layer(&name(number), &name(0), &LABELS)?)
-                    })
-                })
-            })
+            .map(|(client, snapshots)| scope.spawn(move || work(client, snapshots)))
             .collect();
         threads.into_iter().try_for_each(|thread| {
             thread
@@ -124,10 +162,7 @@ pub fn fill(containerd: &Containerd, snapshotter: &str) -> Result<()> {
 }
 
 /// The median time of a Stat, where [`fill`] was called.
-///
-/// # Errors
-/// The first of any call.
-pub fn stat(containerd: &Containerd, snapshotter: &str) -> Result<Duration> {
+fn stat(containerd: &Containerd, snapshotter: &str) -> Result<Duration> {
     let snapshots = containerd.snapshots(snapshotter)?;
     // A step that has no divisor in common with MANY visits the whole range.
     let times = (0..1000).map(|round| {
@@ -143,10 +178,7 @@ pub fn stat(containerd: &Containerd, snapshotter: &str) -> Result<Duration> {
 }
 
 /// The time of one List of everything, where [`fill`] was called.
-///
-/// # Errors
-/// The call's own, and one if it does not give all of them.
-pub fn list(containerd: &Containerd, snapshotter: &str) -> Result<Duration> {
+fn list(containerd: &Containerd, snapshotter: &str) -> Result<Duration> {
     let snapshots = containerd.snapshots(snapshotter)?;
     let start = Instant::now();
     let found = snapshots.list(&[])?.len();
@@ -157,10 +189,7 @@ pub fn list(containerd: &Containerd, snapshotter: &str) -> Result<Duration> {
 
 /// The time of a start of the daemon, from its exec until it is ready. It is stopped in order
 /// before.
-///
-/// # Errors
-/// It does not stop or start.
-pub fn start(daemon: &mut Daemon) -> Result<Duration> {
+fn start(daemon: &mut Daemon) -> Result<Duration> {
     daemon.stop()?;
     let start = Instant::now();
     daemon.start_again()?;
@@ -178,17 +207,14 @@ pub struct Memory {
     pub list: u64,
 }
 
-/// Measures the memory of a daemon that is the snapshotter `nix` of `containerd`, where [`fill`]
-/// was called. It is started anew.
-///
-/// # Errors
-/// The first of any call.
-pub fn memory(containerd: &Containerd, snapshotter: &str, daemon: &mut Daemon) -> Result<Memory> {
+/// Measures the memory of the daemon, where [`fill`] was called. It is started anew.
+fn memory(node: &mut Node) -> Result<Memory> {
+    let Node { containerd, daemon } = node;
     start(daemon)?;
     // containerd connects again, and waits between attempts.
-    crate::process::poll("containerd's connection", crate::process::SETTLE, || {
-        let stat = containerd.snapshots(snapshotter)?.stat(&name(0));
-        Ok(crate::process::when(stat.is_ok()))
+    poll("containerd's connection", SETTLE, || {
+        let stat = containerd.snapshots(NIX)?.stat(&name(0));
+        Ok(when(stat.is_ok()))
     })?;
     let idle = daemon.resident_kib()?;
     // The daemon's own socket: containerd makes a Stat for each snapshot of a List.
@@ -197,7 +223,7 @@ pub fn memory(containerd: &Containerd, snapshotter: &str, daemon: &mut Daemon) -
     ensure!(listed >= MANY, "List gives {listed} of {MANY} snapshots");
     let list = daemon.peak_kib()?;
     daemon.forget_peak()?;
-    cycles(containerd, snapshotter, 16, 50).context("the work of 16 clients")?;
+    cycles(containerd, NIX, CLIENTS, 50).context("the work of 16 clients")?;
     let clients = daemon.peak_kib()?;
     Ok(Memory {
         idle,

@@ -287,3 +287,40 @@ fn a_full_disk_is_survived() {
     assert_eq!(names(&open(&dir.path().join("root"))).len(), made);
     unmount(dir.path(), UnmountFlags::empty()).unwrap();
 }
+
+/// However long clients go on asking for new ones.
+#[test]
+fn snapshots_can_be_removed_from_a_full_disk() {
+    if !isolated(
+        NAMESPACE,
+        "snapshotter::tests::disk::snapshots_can_be_removed_from_a_full_disk",
+    ) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = Some(c"size=4m");
+    mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), options).unwrap();
+    let s = open(&dir.path().join("root"));
+    let key = |i: u32| format!("{i}");
+    for i in 0..40 {
+        create(&s, Kind::Active, &key(i), "").unwrap();
+    }
+    let filler = dir.path().join("filler");
+    for block in [1 << 20, 4096] {
+        let mut file = fs::OpenOptions::new();
+        let mut file = file.create(true).append(true).open(&filler).unwrap();
+        while std::io::Write::write_all(&mut file, &vec![0; block]).is_ok() {}
+    }
+    let refused = (1000..3000).find(|i| create(&s, Kind::Active, &key(*i), "").is_err());
+    let refused = refused.unwrap();
+    for i in 0..200 {
+        create(&s, Kind::Active, &key(refused + i), "").unwrap_err();
+    }
+    for i in 0..30 {
+        s.remove(&key(i)).unwrap();
+    }
+    fs::remove_file(&filler).unwrap();
+    create(&s, Kind::Active, "new", "").unwrap();
+    drop(s);
+    unmount(dir.path(), UnmountFlags::empty()).unwrap();
+}
