@@ -76,7 +76,11 @@ impl Features {
     }
 
     /// Refuses a machine on which no snapshot in `root` could be kept or mounted.
-    pub(crate) fn suffice(&self, root: &Path, overlay: Overlay) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// What the kernel, the root or fuse-overlayfs lacks.
+    pub fn suffice(&self, root: &Path, overlay: Overlay) -> Result<()> {
         let kernel = |what, remedy| Err(Error::Kernel { what, remedy });
         match overlay {
             _ if !self.openat2 => kernel(
@@ -289,7 +293,7 @@ fn messages(overlay: OwnedFd) -> String {
     let mut file = File::from(overlay);
     let mut buffer = [0; 1024];
     let mut said = Vec::new();
-    while let Ok(bytes) = file.read(&mut buffer) {
+    while let Ok(bytes @ 1..) = file.read(&mut buffer) {
         let text = String::from_utf8_lossy(&buffer[..bytes]);
         said.push(
             text.trim_start_matches(['e', 'w', 'i', ' '])

@@ -58,7 +58,7 @@ pub fn cycling(containerd: &Containerd, disk: &str, table: &mut Table) -> Result
         })?;
         for (snapshotter, rates) in SNAPSHOTTERS.iter().zip(rates) {
             table.rates(
-                &format!("cycles, {clients} clients, {disk}"),
+                &format!("cycles, clients: {clients}, {disk}"),
                 snapshotter,
                 rates,
             );

@@ -64,7 +64,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<34}{:<22}{:>12}{:>12}{:>8}",
+            "{:<38}{:<22}{:>12}{:>12}{:>8}",
             "", "", "median", "least", "ratio"
         )?;
         for row in &self.0 {
@@ -78,7 +78,7 @@ impl fmt::Display for Table {
             let (what, subject) = (&row.what, &row.subject);
             writeln!(
                 f,
-                "{what:<34}{subject:<22}{median:>12}{least:>12}{ratio:>8}"
+                "{what:<38}{subject:<22}{median:>12}{least:>12}{ratio:>8}"
             )?;
         }
         Ok(())

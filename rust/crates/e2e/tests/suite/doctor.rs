@@ -116,6 +116,7 @@ fn a_machine_where_everything_fits_is_healthy() {
         ensure!(found.errors().is_empty(), "{:#?}", found.findings);
         for (check, words) in [
             ("configuration", "valid"),
+            ("kernel", "can mount overlays"),
             ("daemon", "serves on"),
             ("nix", "the store is reached"),
             ("gc-roots", "all 1 GC roots"),

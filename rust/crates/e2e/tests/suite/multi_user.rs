@@ -7,12 +7,12 @@ use e2e::{
     cache::{Cache, Fault, Part},
     closure::{Closure, FORMATS, Format},
     containerd::NIX,
-    daemon::{Config, Daemon},
+    daemon::{Config, Daemon, Kept},
     host::{Host, test},
     nix_daemon::NixDaemon,
     node::{Node, busybox_image, reference},
     process::{SETTLE, poll, when},
-    snapshots::{refused, says},
+    snapshots::{Preparing, refused, says},
     store::{Store, are_gone, collect_garbage, evict, registered_roots, roots_of},
 };
 use tonic::Code;
@@ -129,9 +129,18 @@ fn a_nix_daemon_that_is_away_is_named_and_may_come_back() {
     });
 }
 
-#[test]
-fn a_nix_daemon_that_goes_away_meanwhile_is_named() {
-    test(|host| {
+/// A pull through nix-daemon that is in the midst of a download without end.
+struct Slow {
+    cache: Cache,
+    nix_daemon: NixDaemon,
+    daemon: Daemon,
+    /// What the disk held before.
+    before: Kept,
+    pull: Preparing,
+}
+
+impl Slow {
+    fn pull(host: &Host) -> Result<Self> {
         let (cache, closure) = away(host, Format::PerPath)?;
         cache.fault(
             Part::Nars,
@@ -141,12 +150,31 @@ fn a_nix_daemon_that_goes_away_meanwhile_is_named() {
         );
         let nix_daemon = NixDaemon::start(host, cache.environment(&[]))?;
         let daemon = Daemon::start(&nix_daemon.client(Config::new(host, "daemon")))?;
-        let snapshots = daemon.snapshots()?;
         let before = daemon.config().kept()?;
-        let pull = closure.begin_prepare(&snapshots, "container");
+        let pull = closure.begin_prepare(&daemon.snapshots()?, "container");
         poll("a download", SETTLE, || {
             Ok(when(cache.take_requests(Part::Nars) > 0))
         })?;
+        Ok(Self {
+            cache,
+            nix_daemon,
+            daemon,
+            before,
+            pull,
+        })
+    }
+}
+
+#[test]
+fn a_nix_daemon_that_goes_away_meanwhile_is_named() {
+    test(|host| {
+        let Slow {
+            cache: _cache,
+            nix_daemon,
+            daemon,
+            before,
+            pull,
+        } = Slow::pull(host)?;
         nix_daemon.end_workers()?;
         let Err(status) = pull.answer() else {
             anyhow::bail!("a pull without a nix-daemon succeeded");
@@ -160,21 +188,13 @@ fn a_nix_daemon_that_goes_away_meanwhile_is_named() {
 #[test]
 fn a_pull_that_nobody_waits_for_ends_in_nix_daemon_too() {
     test(|host| {
-        let (cache, closure) = away(host, Format::PerPath)?;
-        cache.fault(
-            Part::Nars,
-            Some(Fault::Slow {
-                bytes_per_second: 100,
-            }),
-        );
-        let nix_daemon = NixDaemon::start(host, cache.environment(&[]))?;
-        let daemon = Daemon::start(&nix_daemon.client(Config::new(host, "daemon")))?;
-        let snapshots = daemon.snapshots()?;
-        let before = daemon.config().kept()?;
-        let pull = closure.begin_prepare(&snapshots, "container");
-        poll("a download", SETTLE, || {
-            Ok(when(cache.take_requests(Part::Nars) > 0))
-        })?;
+        let Slow {
+            cache,
+            nix_daemon,
+            daemon,
+            before,
+            pull,
+        } = Slow::pull(host)?;
         ensure!(
             !nix_daemon.workers()?.is_empty(),
             "nobody works for the pull"

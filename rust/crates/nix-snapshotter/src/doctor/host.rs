@@ -7,7 +7,10 @@ use std::{
 
 use rustix::fs::{StatVfs, statfs, statvfs};
 
+use snapshots::{Features, Overlay, RemapIds};
+
 use super::finding::{Check, Finding};
+use crate::error::chain;
 
 const KERNEL: Check = Check("kernel");
 const ROOT: Check = Check("file-system");
@@ -20,11 +23,60 @@ const OVERLAYFS: i128 = 0x794c_7630;
 const FREE_SPACE: u64 = 10;
 const FREE_INODES: u64 = 5;
 
-/// What the kernel can do with snapshots in `root`; the first part is whether it can map the ids
-/// of layers, where that is known.
-pub(super) fn kernel(_root: &Path) -> (Option<bool>, Vec<Finding>) {
+/// What the kernel can do with snapshots in `root`; the first part is whether mounts can map the
+/// ids of containers, where that is known.
+pub(super) fn kernel(root: &Path, options: &snapshots::Options) -> (Option<bool>, Vec<Finding>) {
+    let existing = nearest_existing(root);
+    // Not in the directory itself: a probe begins by deleting what an earlier one left there.
+    let probed = tempfile::tempdir_in(&existing)
+        .map_err(|error| error.to_string())
+        .and_then(|scratch| Features::probe(scratch.path()).map_err(|error| chain(&error)));
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    (None, vec![check_erofs(&filesystems)])
+    let erofs = check_erofs(&filesystems);
+    match probed {
+        Ok(features) => {
+            let remaps = options.remap_ids != RemapIds::Never
+                && (features.id_mapped_layers || options.overlay == Overlay::Fuse);
+            let mut findings = check_features(root, options, &features);
+            findings.push(erofs);
+            (Some(remaps), findings)
+        }
+        Err(error) => {
+            let message = format!("nothing can be tried in {}: {error}", existing.display());
+            let remedy = "run this command as root, on the machine that has the root directory";
+            (None, vec![KERNEL.error(message, remedy), erofs])
+        }
+    }
+}
+
+fn check_features(root: &Path, options: &snapshots::Options, features: &Features) -> Vec<Finding> {
+    if let Err(error) = features.suffice(root, options.overlay) {
+        let remedy = "the daemon does not start before; docs/configuration.md tells what `root` \
+                      and `overlay` need";
+        return vec![KERNEL.error(chain(&error), remedy)];
+    }
+    let kernel = &features.kernel;
+    let mut findings = vec![match options.overlay {
+        Overlay::Kernel => KERNEL.ok(format!("Linux {kernel} can mount overlays of snapshots")),
+        Overlay::Fuse => KERNEL.ok("fuse-overlayfs can be started"),
+    }];
+    if options.overlay == Overlay::Fuse {
+        return findings;
+    }
+    if features.user_namespace && !features.userxattr {
+        findings.push(KERNEL.warning(
+            "overlays in this user namespace lose deletions: they cannot have userxattr",
+            "Linux 5.11 or newer, 6.6 with the root on tmpfs; or overlay = \"fuse-overlayfs\"",
+        ));
+    }
+    findings.push(match features.id_mapped_layers {
+        true => KERNEL.ok("mounts can map the ids of containers in user namespaces"),
+        false => KERNEL.note(
+            "mounts cannot map ids, so containers in user namespaces get copies of their layers \
+             (Linux 5.19 can, 6.3 with the root on tmpfs, outside of user namespaces)",
+        ),
+    });
+    findings
 }
 
 fn check_erofs(filesystems: &str) -> Finding {
@@ -121,6 +173,52 @@ mod tests {
             let finding = check_space(Path::new("/d"), &found);
             assert_eq!(finding.level, level, "{finding:?}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_is_told_with_its_weight() {
+        let whole = Features {
+            kernel: "6.18".to_owned(),
+            user_namespace: false,
+            openat2: true,
+            overlay: true,
+            d_type: true,
+            index: true,
+            userxattr: true,
+            id_mapped_layers: true,
+            fuse_overlayfs: Err("fuse-overlayfs is not on the PATH"),
+        };
+        let worst = |overlay, change: fn(&mut Features)| {
+            let mut features = whole.clone();
+            change(&mut features);
+            let options = snapshots::Options {
+                overlay,
+                ..snapshots::Options::default()
+            };
+            let findings = check_features(Path::new("/r"), &options, &features);
+            findings.into_iter().max_by_key(|finding| finding.level)
+        };
+        use Overlay::{Fuse, Kernel};
+        for (overlay, change, level, words) in [
+            (Kernel, (|_| {}) as fn(&mut Features), Level::Ok, ""),
+            (
+                Kernel,
+                |f| f.overlay = false,
+                Level::Error,
+                "modprobe overlay",
+            ),
+            (Kernel, |f| f.openat2 = false, Level::Error, "openat2"),
+            (Kernel, |f| f.d_type = false, Level::Error, "d_type"),
+            (Kernel, |f| f.id_mapped_layers = false, Level::Note, "5.19"),
+            (Fuse, |_| {}, Level::Error, "not on the PATH"),
+            (Fuse, |f| f.fuse_overlayfs = Ok(()), Level::Ok, ""),
+        ] {
+            let finding = worst(overlay, change).unwrap();
+            assert_eq!(finding.level, level, "{finding:?}");
+            assert!(finding.message.contains(words), "{finding:?}");
+        }
+        let nested = worst(Kernel, |f| (f.user_namespace, f.userxattr) = (true, false));
+        assert_eq!(nested.unwrap().level, Level::Warning);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub(crate) fn examine(
 }
 
 async fn look_at_everything(config: &Config, options: &Options, report: &mut Report) {
-    let (features, findings) = host::kernel(&config.root);
+    let (remap_ids, findings) = host::kernel(&config.root, &config.snapshot_options());
     report.add(findings);
     report.add(host::space(&config.root, &config.store_dir));
 
@@ -102,7 +102,7 @@ async fn look_at_everything(config: &Config, options: &Options, report: &mut Rep
         let facts = Facts {
             address: config.address.clone(),
             root: config.root.clone(),
-            remap_ids: features,
+            remap_ids,
             containerd: version,
         };
         report.add(containerd_config::check(&containerd, &facts));

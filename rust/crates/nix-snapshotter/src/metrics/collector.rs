@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
 
@@ -42,45 +42,45 @@ impl Collector for InventoryCollector {
 fn encode(inventory: &Inventory, encoder: DescriptorEncoder<'_>) -> fmt::Result {
     let mut page = Page(encoder);
     let snapshots = inventory.snapshots;
-    page.gauges(
+    page.family(
         "nix_snapshotter_snapshots",
         "Snapshots by kind",
         "kind",
         [
-            ("view", snapshots.views),
-            ("active", snapshots.active),
-            ("committed", snapshots.committed),
+            ("view", ConstGauge::new(snapshots.views)),
+            ("active", ConstGauge::new(snapshots.active)),
+            ("committed", ConstGauge::new(snapshots.committed)),
         ],
     )?;
-    page.gauge(
+    page.single(
         "nix_snapshotter_nix_layers",
         "Snapshots that hold store paths",
-        inventory.nix_layers,
+        &ConstGauge::new(inventory.nix_layers),
     )?;
-    page.gauge(
+    page.single(
         "nix_snapshotter_gc_roots",
         "GC roots of all snapshots",
-        inventory.gc_roots,
+        &ConstGauge::new(inventory.gc_roots),
     )?;
 
     let realisations = inventory.realisations;
-    page.gauges(
+    page.family(
         "nix_snapshotter_realisations_under_way",
         "Realisations that Nix works on, and those that wait for their turn",
         "state",
         [
-            ("running", realisations.running),
-            ("waiting", realisations.waiting),
+            ("running", ConstGauge::new(realisations.running)),
+            ("waiting", ConstGauge::new(realisations.waiting)),
         ],
     )?;
-    page.counters(
+    page.family(
         "nix_snapshotter_realisations",
         "Realisations that ended, by outcome",
         "outcome",
         [
-            ("succeeded", realisations.succeeded),
-            ("failed", realisations.failed),
-            ("cancelled", realisations.cancelled),
+            ("succeeded", ConstCounter::new(realisations.succeeded)),
+            ("failed", ConstCounter::new(realisations.failed)),
+            ("cancelled", ConstCounter::new(realisations.cancelled)),
         ],
     )?;
     page.seconds(
@@ -88,22 +88,22 @@ fn encode(inventory: &Inventory, encoder: DescriptorEncoder<'_>) -> fmt::Result 
         "How long realisations ran, all together and without their waiting",
         realisations.time,
     )?;
-    page.counter(
+    page.single(
         "nix_snapshotter_realised_paths",
         "Store paths that were fetched or built",
-        realisations.paths,
+        &ConstCounter::new(realisations.paths),
     )?;
-    page.counter(
+    page.single(
         "nix_snapshotter_realised_bytes",
         "NAR size of the store paths that were fetched or built",
-        realisations.bytes,
+        &ConstCounter::new(realisations.bytes),
     )?;
 
     let waits = inventory.store_waits;
-    page.counter(
+    page.single(
         "nix_snapshotter_store_waits",
         "Calls that had to wait for another one to change the metadata store",
-        waits.waits,
+        &ConstCounter::new(waits.waits),
     )?;
     page.seconds(
         "nix_snapshotter_store_wait",
@@ -114,20 +114,20 @@ fn encode(inventory: &Inventory, encoder: DescriptorEncoder<'_>) -> fmt::Result 
     // Named as in all programs that Prometheus reads.
     let process = inventory.process;
     page.seconds("process_cpu", "Processor time of the daemon", process.cpu)?;
-    page.gauge(
+    page.single(
         "process_resident_memory_bytes",
         "Resident memory of the daemon",
-        process.resident_bytes,
+        &ConstGauge::new(process.resident_bytes),
     )?;
-    page.gauge(
+    page.single(
         "process_open_fds",
         "Open file descriptors of the daemon",
-        process.open_fds,
+        &ConstGauge::new(process.open_fds),
     )?;
-    page.gauge(
+    page.single(
         "process_start_time_seconds",
         "When the daemon started, in seconds since 1970",
-        process.started.as_secs(),
+        &ConstGauge::new(process.started.as_secs()),
     )
 }
 
@@ -135,54 +135,29 @@ fn encode(inventory: &Inventory, encoder: DescriptorEncoder<'_>) -> fmt::Result 
 struct Page<'a>(DescriptorEncoder<'a>);
 
 impl Page<'_> {
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let metric = ConstGauge::new(value);
+    fn single(&mut self, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
         let encoder = self
             .0
             .encode_descriptor(name, help, None, metric.metric_type())?;
         metric.encode(encoder)
     }
 
-    /// One value for each of the fixed values of a label.
-    fn gauges<const N: usize>(
+    /// One metric for each of the fixed values of a label.
+    fn family<M: EncodeMetric, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        values: [(&str, u64); N],
+        metrics: [(&str, M); N],
     ) -> fmt::Result {
+        let Some((_, first)) = metrics.first() else {
+            return Ok(());
+        };
         let mut family = self
             .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (value, count) in values {
-            let labels = [(label, value)];
-            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-
-    /// The format adds `_total` to the name.
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let metric = ConstCounter::new(value);
-        let encoder = self
-            .0
-            .encode_descriptor(name, help, None, metric.metric_type())?;
-        metric.encode(encoder)
-    }
-
-    /// A counter for each of the fixed values of a label.
-    fn counters<const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: [(&str, u64); N],
-    ) -> fmt::Result {
-        let kind = MetricType::Counter;
-        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
-        for (value, count) in values {
-            let labels = [(label, value)];
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            .encode_descriptor(name, help, None, first.metric_type())?;
+        for (value, metric) in metrics {
+            metric.encode(family.encode_family(&[(label, value)])?)?;
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ pub(in crate::doctor) struct Facts {
     pub(in crate::doctor) address: PathBuf,
     /// The daemon's root directory.
     pub(in crate::doctor) root: PathBuf,
-    /// Whether the kernel and the root can map ids of layers; `None` where nobody knows.
+    /// Whether the daemon's mounts can map ids; `None` where nobody knows.
     pub(in crate::doctor) remap_ids: Option<bool>,
     /// containerd's version, where it runs.
     pub(in crate::doctor) containerd: Option<(u32, u32)>,
@@ -174,10 +174,11 @@ fn check_proxy(name: &str, proxy: &Proxy, facts: &Facts) -> Vec<Finding> {
     match (capability("remap-ids"), facts.remap_ids) {
         (true, Some(false)) => findings.push(CONFIG.error(
             format!(
-                "proxy_plugins.{name} has the capability remap-ids, and the kernel or the file \
-                 system of the root cannot map ids of layers"
+                "proxy_plugins.{name} has the capability remap-ids, and the kernel, the file system \
+                 of the root or `remap_ids` do not let mounts map ids"
             ),
-            "remove \"remap-ids\" from its capabilities, or use Linux 5.19 or newer",
+            "remove \"remap-ids\" from its capabilities, or use Linux 5.19 or newer and \
+             remap_ids = \"auto\"",
         )),
         (false, Some(true)) => findings.push(CONFIG.warning(
             format!(
