@@ -12,6 +12,7 @@ use crate::{
     daemon::Daemon,
     image::{NIX_CLOSURE, NIX_STORE_PATH, SNAPSHOT_REF},
     snapshots::{Info, Kind, Snapshots, upper},
+    store::registered_roots,
 };
 
 /// The line of a configuration that [`check`] needs: it tells the directory of each snapshot.
@@ -19,9 +20,6 @@ pub const CONFIG: &str = "upperdir_label = true";
 
 /// Where the daemon says which directory a snapshot has.
 pub const UPPERDIR: &str = "containerd.io/snapshot/overlay.upperdir";
-
-/// Where Nix registers the links that are roots.
-const REGISTERED: &str = "/nix/var/nix/gcroots/auto";
 
 /// Checks what a daemon keeps against what it lists, when nothing is under way any more, and
 /// gives its snapshots by name.
@@ -68,7 +66,7 @@ pub fn check(daemon: &Daemon) -> Result<BTreeMap<String, Info>> {
         kept.gc_roots
     );
 
-    let registered = registered_roots()?;
+    let registered = registered_roots(daemon.config().root())?;
     for info in snapshots.values() {
         let roots = daemon.config().root().join("gcroots").join(id(info)?);
         check_roots(info, &roots, &registered)
@@ -148,7 +146,7 @@ fn check_mounts(service: &Snapshots, info: &Info, all: &BTreeMap<String, Info>) 
     Ok(())
 }
 
-fn check_roots(info: &Info, roots: &Path, registered: &BTreeSet<PathBuf>) -> Result<()> {
+fn check_roots(info: &Info, roots: &Path, registered: &[PathBuf]) -> Result<()> {
     let expected = closure(info)?;
     if expected.is_empty() {
         return Ok(());
@@ -176,15 +174,6 @@ fn check_roots(info: &Info, roots: &Path, registered: &BTreeSet<PathBuf>) -> Res
     }
     ensure!(held == expected, "{held:?} is held, not {expected:?}");
     Ok(())
-}
-
-fn registered_roots() -> Result<BTreeSet<PathBuf>> {
-    let mut roots = BTreeSet::new();
-    for entry in fs::read_dir(REGISTERED)? {
-        // Nix deletes what leads nowhere, and renames what it makes.
-        roots.extend(fs::read_link(entry?.path()));
-    }
-    Ok(roots)
 }
 
 fn check_root(daemon: &Daemon) -> Result<()> {

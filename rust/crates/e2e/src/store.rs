@@ -194,20 +194,6 @@ impl Store {
     }
 }
 
-/// Writes the closures of `objects` into a binary cache, and gives the settings that make it the
-/// only substituter, for the variable `NIX_CONFIG`.
-///
-/// # Errors
-/// What Nix says.
-pub fn binary_cache(dir: &Path, objects: &[&Object]) -> Result<String> {
-    let url = format!("file://{}", dir.display());
-    let mut copy = Command::new("nix");
-    copy.args(["--extra-experimental-features", "nix-command"])
-        .args(["copy", "--no-check-sigs", "--to", &url]);
-    succeed(copy.args(objects.iter().map(|object| object.path())))?;
-    Ok(format!("substituters = {url}\nrequire-sigs = false"))
-}
-
 /// A store object that a root of the test's holds until it is released.
 #[derive(Debug)]
 pub struct Object {

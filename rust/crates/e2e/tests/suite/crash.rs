@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::{
+    cache::Cache,
     containerd::{Containerd, NIX},
     daemon::{Config, Daemon},
     host::{Host, test},
@@ -22,7 +23,7 @@ use e2e::{
     node::{BUSYBOX, Node, busybox_image, reference},
     process::{SETTLE, poll, when},
     snapshots::Snapshots,
-    store::{Object, Store, binary_cache, collect_garbage},
+    store::{Object, Store, collect_garbage},
     worker::{AWAY_BOUND, LayerLabels, Outages, Way, Worker},
 };
 use fastrand::Rng;
@@ -366,13 +367,10 @@ fn soak_containerd_and_the_daemon_agree_after_kills() {
         let (second, more) = Image::of_each_sort(host, &store)?;
         objects.extend(more);
         // What no image holds is collected, and each pull fetches it again.
-        let cache = binary_cache(
-            &host.dir().join("cache"),
-            &objects.iter().collect::<Vec<_>>(),
-        )?;
-        let config = Config::new(host, "daemon")
-            .line(invariants::CONFIG)
-            .environment("NIX_CONFIG", cache);
+        let cache = Cache::start(host)?;
+        cache.add(&objects, Some(cache.key()))?;
+        let config = Config::new(host, "daemon").line(invariants::CONFIG);
+        let config = cache.substituter_of(config, &[]);
         let Node {
             containerd,
             mut daemon,
