@@ -56,8 +56,12 @@ fn links(dir: &Path, below: bool) -> io::Result<Vec<(PathBuf, PathBuf)>> {
     for entry in fs::read_dir(dir).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         if below {
-            // Its snapshot may be removed at this moment.
-            found.extend(links(&path, false).unwrap_or_default());
+            match links(&path, false) {
+                Ok(links) => found.extend(links),
+                // Its snapshot was removed at this moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         } else if let Ok(target) = fs::read_link(&path) {
             found.push((path, target));
         }
