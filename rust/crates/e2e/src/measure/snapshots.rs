@@ -67,7 +67,7 @@ pub fn cycling(containerd: &Containerd, disk: &str, table: &mut Table) -> Result
     Ok(())
 }
 
-/// Stat, List and start with [`MANY`] snapshots, and the daemon's memory with them.
+/// Stat, List and start with ten thousand snapshots, and the daemon's memory with them.
 ///
 /// # Errors
 /// The first of any call.
@@ -199,7 +199,7 @@ fn start(daemon: &mut Daemon) -> Result<Duration> {
 /// The resident memory of the daemon, in kibibytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// After a start, with [`MANY`] snapshots stored.
+    /// After a start, with ten thousand snapshots stored.
     pub idle: u64,
     /// The most while 16 clients worked.
     pub clients: u64,
