@@ -14,6 +14,7 @@ mod lifecycle;
 mod load;
 mod multi_user;
 mod observability;
+mod order;
 mod overlay;
 mod realisations;
 mod restart;
