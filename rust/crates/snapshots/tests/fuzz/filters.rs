@@ -4,12 +4,6 @@
 //! Of filters that chance has made, the grammar is checked by a regular expression, and the meaning
 //! by what holds for any two of them: a comma joins them by "and", a list by "or".
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
-
 use std::{collections::BTreeSet, ops::ControlFlow, path::Path, sync::LazyLock, time::SystemTime};
 
 use fuzzing::{Corpus, message, peak_bytes};
