@@ -101,7 +101,12 @@ impl Options {
     }
 }
 
-/// Whether overlayfs can be told of directories below this path, and containerd be told the path.
+/// Most bytes of the path of a root. SQLite takes 512 for a file, its log's suffix and more included
+/// (`MAX_PATHNAME` in `os_unix.c`, 3.54).
+const MAX_ROOT_BYTES: usize = 480;
+
+/// Whether overlayfs can be told of directories below this absolute path, containerd be told the
+/// path, and SQLite open files in it.
 pub(crate) fn check_root(root: &Path) -> Result<()> {
     let refuse = |reason| {
         Err(Error::Root {
@@ -114,6 +119,9 @@ pub(crate) fn check_root(root: &Path) -> Result<()> {
         Some(name) if name.contains([':', ',', '\\']) => refuse(
             "its path has one of the characters : , \\ which separate the options of a mount",
         ),
+        Some(name) if name.len() > MAX_ROOT_BYTES => {
+            refuse("its path is longer than 480 bytes, and SQLite cannot open files in it")
+        }
         Some(_) => Ok(()),
     }
 }

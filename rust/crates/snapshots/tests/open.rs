@@ -54,6 +54,25 @@ fn refusal(root: &Path) -> String {
 }
 
 #[test]
+fn a_root_with_a_long_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut root = dir.path().to_owned();
+    while root.as_os_str().len() < 380 {
+        root.push("d".repeat(90));
+    }
+    root.push("d".repeat(480 - root.as_os_str().len() - 1));
+    let s = open(&root).unwrap();
+    create(&s, "a");
+    drop(s);
+    assert_eq!(names(&open(&root).unwrap()), ["a"]);
+
+    root.as_mut_os_string().push("d");
+    let message = refusal(&root);
+    assert!(message.contains("longer than 480 bytes"), "{message}");
+    assert!(!root.exists());
+}
+
+#[test]
 fn one_process_at_a_time() {
     let root = tempfile::tempdir().unwrap();
     let s = open(root.path()).unwrap();

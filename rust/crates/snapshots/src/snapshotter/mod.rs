@@ -383,8 +383,8 @@ struct Prepared {
 /// Makes and locks the root, and finds out what it can do. A root that is made for nothing goes
 /// again.
 fn prepare(root: &Path, options: &Options) -> Result<Prepared> {
-    Snapshotter::check(root, options)?;
     let root = absolute(root).map_err(Error::io("resolve", root))?;
+    Snapshotter::check(&root, options)?;
     let is_new = !root.exists();
     let attempt = || {
         make_private_dir(&root)?;
