@@ -80,24 +80,23 @@ fn layer(args: &BuildArgs) -> anyhow::Result<Option<Layer>> {
             args.config.as_deref(),
         )?),
     };
-    let (layer, mounted) = match closure {
-        Some(closure) => (closure.layer, closure.mounted),
+    let closure = match closure {
         None if roots.is_empty() => return Ok(None),
-        None => Default::default(),
+        closure => closure.unwrap_or_default(),
     };
 
     let mut tree = LayerTree::new(&args.store_dir)?;
-    for path in mounted.paths() {
+    for path in closure.named() {
         tree.add_mount_point(path, closure::kind(path)?)?;
     }
     root_tree::add(&mut tree, &args.store_dir, &roots)?;
-    let mounted: BTreeSet<_> = mounted.paths().iter().collect();
+    let mounted: BTreeSet<_> = closure.mounted.paths().iter().collect();
     for root in roots.iter().filter(|root| !mounted.contains(root)) {
         tracing::warn!(
             "{root} of --copy-to-root is not in the closure: its links lead nowhere unless the base image has it"
         );
     }
-    Ok(Some(Layer::pack(&tree, &layer)?))
+    Ok(Some(Layer::pack(&tree, &closure.layer)?))
 }
 
 /// Writes a file under another name beside `out`, and gives it its name at the end:

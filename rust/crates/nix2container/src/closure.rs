@@ -13,12 +13,25 @@ use nix_store::{Closure, LayerClosure, StoreDir, StorePath};
 use crate::cli::Annotations;
 
 /// The store paths of an image.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ImageClosure {
     /// What the layer's annotations name.
     pub(crate) layer: LayerClosure,
-    /// What the snapshotter will mount for them: each needs a mount point.
+    /// What the snapshotter will mount for them.
     pub(crate) mounted: Closure,
+}
+
+impl ImageClosure {
+    /// What the layer has a place for, so that its chain ID is its own: what its annotations name.
+    ///
+    /// Every daemon that knows the closure format makes the mount points itself. Those that know
+    /// the per-path format alone rely on the layer for them.
+    pub(crate) fn named(&self) -> impl Iterator<Item = &StorePath> {
+        self.layer
+            .closure_info
+            .iter()
+            .chain(self.layer.paths.paths())
+    }
 }
 
 /// Reads the closure that `given` names, in the format that was chosen or else suits it.

@@ -89,8 +89,17 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The image's name, its closure as its top layer names it, and its entrypoint.
-fn read(archive: &Path) -> (String, Vec<String>, Vec<String>) {
+/// What is read of an image.
+struct Read {
+    name: String,
+    /// The closure as its top layer names it.
+    closure: Vec<String>,
+    /// The mount points in that layer.
+    places: Vec<String>,
+    entrypoint: Vec<String>,
+}
+
+fn read(archive: &Path) -> Read {
     let mut archive = Archive::open("archive", File::open(archive).unwrap()).unwrap();
     let listed = archive.images()[0].clone();
     let manifest = archive.select(&listed, &Platform::host()).unwrap().clone();
@@ -102,11 +111,22 @@ fn read(archive: &Path) -> (String, Vec<String>, Vec<String>) {
             .map(|(_, path)| path.rsplit('/').next().unwrap().to_owned())
             .collect::<Vec<_>>()
     });
-    (
-        listed.name.unwrap(),
-        closures.collect(),
-        image.config.config.entrypoint.unwrap(),
-    )
+    let closure = closures.collect();
+    let top = image.manifest.layers.last().unwrap();
+    let content = archive.read_blob(top).unwrap();
+    let mut layer = tar::Archive::new(flate2::read::GzDecoder::new(&*content));
+    let places = layer.entries().unwrap().filter_map(|entry| {
+        let entry = entry.unwrap();
+        let path = entry.path().unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.contains('-').then(|| name.to_owned())
+    });
+    Read {
+        name: listed.name.unwrap(),
+        closure,
+        places: places.collect(),
+        entrypoint: image.config.config.entrypoint.unwrap(),
+    }
 }
 
 #[test]
@@ -132,10 +152,11 @@ fn an_image_is_built_in_each_format() {
             args.extend(["--annotations", format]);
         }
         fixture.built(&args);
-        let (name, closure, entrypoint) = read(&fixture.path("out.tar"));
-        assert_eq!(name, "docker.io/library/hello:latest");
-        assert_eq!(closure, named);
-        assert_eq!(entrypoint, ["/bin/hello"]);
+        let image = read(&fixture.path("out.tar"));
+        assert_eq!(image.name, "docker.io/library/hello:latest");
+        assert_eq!(image.closure, named);
+        assert_eq!(image.places, named);
+        assert_eq!(image.entrypoint, ["/bin/hello"]);
     }
 }
 
@@ -218,10 +239,10 @@ fn an_image_is_built_upon_another_however_it_is_compressed() {
             "upper",
             "out.tar",
         ]);
-        let (name, closure, entrypoint) = read(&fixture.path("out.tar"));
-        assert_eq!(name, "docker.io/library/upper:latest");
-        assert_eq!(closure, [HELLO, DATA, INFO]);
-        assert_eq!(entrypoint, ["/bin/hello"]);
+        let image = read(&fixture.path("out.tar"));
+        assert_eq!(image.name, "docker.io/library/upper:latest");
+        assert_eq!(image.closure, [HELLO, DATA, INFO]);
+        assert_eq!(image.entrypoint, ["/bin/hello"]);
         built.push(fs::read(fixture.path("out.tar")).unwrap());
     }
     assert!(built.iter().all(|bytes| *bytes == built[0]));
@@ -239,7 +260,7 @@ fn without_a_name_the_archive_is_the_name() {
     let out = dir.path().join("x.tar");
     let out = out.to_str().unwrap();
     fixture.built(&["--closure", "list", "--config", "config.json", out]);
-    assert_eq!(read(Path::new(out)).0, format!("nix:0{out}:latest"));
+    assert_eq!(read(Path::new(out)).name, format!("nix:0{out}:latest"));
 }
 
 #[test]

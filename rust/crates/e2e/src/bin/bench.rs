@@ -1,7 +1,8 @@
 //! Measures the daemon and the CLI against containerd's own overlayfs snapshotter.
 //!
 //! `make bench` runs it in the sandbox. `NIX_SNAPSHOTTER_MANY` names a closure-info of
-//! a thousand paths, `NIX_SNAPSHOTTER_DISK` a directory that is not in memory.
+//! a thousand paths, `NIX_SNAPSHOTTER_DISK` a directory that is not in memory, and `FILTER` one of
+//! the parts: images, cold pull, cycles in memory, many snapshots, cycles on disk.
 
 use std::{
     env, fs,
@@ -18,6 +19,8 @@ use e2e::{
 
 /// Names the closure-info of many paths.
 const MANY: &str = "NIX_SNAPSHOTTER_MANY";
+/// Names the parts to measure, all if it is empty: those that have it in their names.
+const FILTER: &str = "FILTER";
 /// Names a directory on a disk.
 const DISK: &str = "NIX_SNAPSHOTTER_DISK";
 
@@ -32,44 +35,55 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let host = Host::detect()?;
+    let filter = env::var(FILTER).unwrap_or_default();
+    let chosen = |part: &str| part.contains(&filter);
     let (many, paths) = many()?;
     let mut table = Table::default();
+    let mut memory = Vec::new();
 
+    let host = Host::detect()?;
     let mut node = Node::start(&host)?;
-    let first = node.daemon.resident_kib()?;
-    images::unpacking(&host, &node, &many, &mut table)?;
-    images::loading(&host, &node, &many, &mut table)?;
-    images::building(&host, &many, &mut table)?;
-    images::running(&host, &node, &paths, &mut table)?;
-    let images = node.daemon.resident_kib()?;
-    cold_pull::cold_pull(&host, &mut table)?;
-    snapshots::cycling(&node.containerd, "in memory", &mut table)?;
-    let memory = snapshots::many(&mut node, &mut table)?;
+    if chosen("images") {
+        memory.push(("before the first image", node.daemon.resident_kib()?));
+        images::unpacking(&host, &node, &many, &mut table)?;
+        images::loading(&host, &node, &many, &mut table)?;
+        images::building(&host, &many, &mut table)?;
+        images::running(&host, &node, &paths, &mut table)?;
+        memory.push(("after the images", node.daemon.resident_kib()?));
+    }
+    if chosen("cold pull") {
+        cold_pull::cold_pull(&host, &mut table)?;
+    }
+    if chosen("cycles in memory") {
+        snapshots::cycling(&node.containerd, "in memory", &mut table)?;
+    }
+    if chosen("many snapshots") {
+        let found = snapshots::many(&mut node, &mut table)?;
+        memory.extend([
+            ("with 10,000 snapshots, after a start", found.idle),
+            ("… the most during a List of all", found.list),
+            ("… the most while 16 clients work", found.clients),
+        ]);
+    }
     drop(node);
-    on_disk(&mut table)?;
+    if chosen("cycles on disk") {
+        // Nothing is durable in memory: here a sync costs something.
+        let disk =
+            env::var(DISK).with_context(|| format!("{DISK} is not set; run `make bench`"))?;
+        let host = Host::detect_in(Path::new(&disk))?;
+        let node = Node::start(&host)?;
+        snapshots::cycling(&node.containerd, "on disk", &mut table)?;
+    }
 
     println!("images of {} paths; medians of {ROUNDS}", paths.len());
     print!("{table}");
-    println!("\nresident memory of the daemon");
-    for (when, kib) in [
-        ("before the first image", first),
-        ("after the images", images),
-        ("with 10,000 snapshots, after a start", memory.idle),
-        ("… the most during a List of all", memory.list),
-        ("… the most while 16 clients work", memory.clients),
-    ] {
+    if !memory.is_empty() {
+        println!("\nresident memory of the daemon");
+    }
+    for (when, kib) in memory {
         println!("  {when:<38}{:>10}", mebibytes(kib));
     }
     Ok(())
-}
-
-/// Where a sync costs something: nothing is durable in memory.
-fn on_disk(table: &mut Table) -> Result<()> {
-    let disk = env::var(DISK).with_context(|| format!("{DISK} is not set; run `make bench`"))?;
-    let host = Host::detect_in(Path::new(&disk))?;
-    let node = Node::start(&host)?;
-    snapshots::cycling(&node.containerd, "on disk", table)
 }
 
 /// The closure-info of many paths, and the paths.

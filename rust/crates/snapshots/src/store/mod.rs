@@ -310,7 +310,7 @@ fn verify(connection: &Connection) -> Result<u64, Stop> {
             Ok(_) => "its checksum is another",
             Err(Malformed(reason)) => reason,
         };
-        return Err(Error::Damaged { key, reason }.into());
+        return Err(damaged(&txn, format!("the record of snapshot {key:?}: {reason}")).into());
     }
     let changes = txn.query_row("SELECT changes FROM state", (), |row| row.get::<_, i64>(0))?;
     Ok(changes.cast_unsigned())
