@@ -1,8 +1,8 @@
 //! The layer that an image adds for its store paths.
 //!
-//! The layer carries no file of the Nix store. For each store path it has an empty
-//! mount point of the same kind, over which the snapshotter mounts the path, and
-//! for `copyToRoot` it has symbolic links from `/` into the store. All that
+//! The layer carries no file of the Nix store. For each store path that its annotations
+//! name it has an empty place of the same kind, and for `copyToRoot` it has symbolic links
+//! from `/` into the store. All that
 //! decides about a layer's bytes is in a [`LayerTree`]: times, owners, order and
 //! the umask of the machine do not.
 
@@ -30,7 +30,7 @@ pub struct Layer {
 impl Layer {
     /// Packs `tree` as the layer that asks for `closure`.
     ///
-    /// Gzip at its default level: the headers of a thousand mount points shrink to a
+    /// Gzip at its default level: the headers of a thousand places shrink to a
     /// thirtieth, and every containerd and docker unpacks it.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ mod tests {
         let pack = |paths: Vec<nix_store::StorePath>| {
             let mut tree = LayerTree::new(&store_dir).unwrap();
             for path in &paths {
-                tree.add_mount_point(path, NodeKind::Directory).unwrap();
+                tree.add_place(path, NodeKind::Directory).unwrap();
             }
             let closure = LayerClosure {
                 closure_info: None,

@@ -97,12 +97,12 @@ impl LayerTree {
         Ok(tree)
     }
 
-    /// Adds the mount point of a store path. A link is no place for a mount, it is
-    /// in the layer itself.
+    /// Adds the place of a store path, for the snapshotter to mount it on. A link is no
+    /// place for a mount, it is in the layer itself.
     ///
     /// # Errors
     /// [`Error::Collision`] with what `copyToRoot` brought before.
-    pub fn add_mount_point(&mut self, path: &StorePath, kind: NodeKind) -> Result<(), Error> {
+    pub fn add_place(&mut self, path: &StorePath, kind: NodeKind) -> Result<(), Error> {
         self.add(path.as_path(), path.as_path(), kind, None)
     }
 
@@ -341,7 +341,7 @@ mod tests {
                 },
             ),
         ] {
-            tree.add_mount_point(&store_path(name), kind).unwrap();
+            tree.add_place(&store_path(name), kind).unwrap();
         }
         assert_eq!(
             list(&tree),

@@ -2,7 +2,7 @@
 //!
 //! * [`annotations`]: how a layer names its store paths.
 //! * [`Reference`]: names of images, [`Platform`]: what they run on.
-//! * [`Layer`]: the mount points and links of a closure as a layer.
+//! * [`Layer`]: the places and links of a closure as a layer.
 //! * [`RuntimeConfig`], [`ImageConfig`], [`Manifest`], [`Index`], [`Descriptor`]:
 //!   the documents of an image, and what an image inherits from its base.
 //! * [`NewImage`]: an image put together of these.

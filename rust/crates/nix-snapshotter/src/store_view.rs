@@ -1,7 +1,7 @@
 //! How store objects look on this machine, and the places that they are mounted on.
 
 use std::{
-    fs::{self, DirBuilder, FileType, Metadata},
+    fs::{self, DirBuilder, File, FileType, Metadata},
     io::{self, ErrorKind},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
@@ -56,9 +56,10 @@ pub(crate) fn store_object(
 /// for a directory, an empty file for a file, and of a symbolic link the link itself.
 ///
 /// containerd mounts only onto what is there (`core/mount` joins the target and
-/// creates nothing). Images bring these places in their layer tar; making them here
-/// as well lets an image run that has fewer, and costs little more than the lookups
-/// that unpacking then makes.
+/// creates nothing). A layer in the per-path format brings these places along, for daemons that
+/// rely on that; making them here costs a fraction of unpacking them.
+///
+/// They are on the disk when this returns.
 ///
 /// # Errors
 /// [`Error::MountPoint`], and [`Error::StoreObjectGone`].
@@ -90,6 +91,14 @@ pub(crate) fn make_mount_points(
         let object = look_at(path)?;
         make_place(path, &object, &parent_fd)
             .map_err(|source| fail(&parent.join(path.base_name()))(source))?;
+    }
+    for dir in parent.ancestors().take_while(|dir| *dir != layer_dir) {
+        let synced = File::open(dir).and_then(|dir| dir.sync_all());
+        match synced {
+            // Some file systems have nothing to sync in a directory, and say so.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {}
+            synced => synced.map_err(fail(dir))?,
+        }
     }
     Ok(())
 }

@@ -87,7 +87,7 @@ fn layer(args: &BuildArgs) -> anyhow::Result<Option<Layer>> {
 
     let mut tree = LayerTree::new(&args.store_dir)?;
     for path in closure.named() {
-        tree.add_mount_point(path, closure::kind(path)?)?;
+        tree.add_place(path, closure::kind(path)?)?;
     }
     root_tree::add(&mut tree, &args.store_dir, &roots)?;
     let mounted: BTreeSet<_> = closure.mounted.paths().iter().collect();

@@ -52,7 +52,7 @@ fn nix_layer(name: &str) -> Layer {
     let path = format!("{store_dir}/8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-{name}");
     let path = store_dir.parse(&path).unwrap();
     let mut tree = LayerTree::new(&store_dir).unwrap();
-    tree.add_mount_point(&path, NodeKind::Directory).unwrap();
+    tree.add_place(&path, NodeKind::Directory).unwrap();
     let closure = LayerClosure {
         closure_info: None,
         paths: [path].into_iter().collect(),
