@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     host::Host,
-    measure::{ROUNDS, Table, cold_pull, images, snapshots},
+    measure::{ROUNDS, Table, cold_pull, disk, images, snapshots},
     node::Node,
 };
 
@@ -71,6 +71,7 @@ fn run() -> Result<()> {
         let disk =
             env::var(DISK).with_context(|| format!("{DISK} is not set; run `make bench`"))?;
         let host = Host::detect_in(Path::new(&disk))?;
+        disk::syncing(host.dir(), &mut table)?;
         let node = Node::start(&host)?;
         snapshots::cycling(&node.containerd, "on disk", &mut table)?;
     }
