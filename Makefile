@@ -2,7 +2,7 @@
 #
 # SUITE=trixie|forky   the Debian suite whose containerd, runc and Nix are used (test, soak: both unless given)
 # SANDBOX=auto|always|never   auto uses the tools on the PATH when they are there and new enough
-# FILTER=NAME          only the tests that have it in their names (test, soak); parts of it (bench: see its program)
+# FILTER=NAME          only the tests (test, soak), or the parts (bench), that have it in their names
 # FUZZ_SECONDS=600     how long `make fuzz` tries
 # PREFIX=DIRECTORY     where the programs are installed
 
