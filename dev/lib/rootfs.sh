@@ -10,6 +10,7 @@
 # On a machine that has the tools, SUITE is "host" and fixtures/ takes the place of the tree.
 
 sandbox_packages=(
+    apache2-utils
     busybox-static
     ca-certificates
     containerd
@@ -18,6 +19,7 @@ sandbox_packages=(
     e2fsprogs
     fuse-overlayfs
     fuse3
+    golang-github-opencontainers-image-spec-dev
     hello
     iproute2
     iptables
@@ -31,6 +33,7 @@ sandbox_packages=(
     redis-tools
     runc
     skopeo
+    umoci
 )
 sandbox_suites=(trixie forky)
 sandbox_mirror=${MIRROR:-http://deb.debian.org/debian}
