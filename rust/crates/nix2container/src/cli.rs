@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix_image::Reference;
 use tracing_subscriber::EnvFilter;
 
+use crate::progress::Progress;
+
 /// Builds OCI images out of Nix closures and loads them into containerd.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
@@ -13,6 +15,9 @@ pub(crate) struct Cli {
     /// How much to log to standard error.
     #[arg(long, short = 'l', global = true, default_value = "info")]
     pub(crate) log_level: LogLevel,
+    /// Tell nothing but errors, and results on standard output.
+    #[arg(long, short = 'q', global = true)]
+    pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) containerd: ContainerdArgs,
     #[command(subcommand)]
@@ -114,8 +119,8 @@ pub(crate) enum LogLevel {
     Error,
 }
 
-/// Sends the log to standard error; standard output has results only.
-pub(crate) fn log_to_stderr(level: LogLevel) {
+/// Sends the log to where the progress is told.
+pub(crate) fn log_to(progress: Progress, level: LogLevel) {
     let level = match level {
         LogLevel::Trace => "trace",
         LogLevel::Debug => "debug",
@@ -130,7 +135,7 @@ pub(crate) fn log_to_stderr(level: LogLevel) {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || progress.writer())
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()

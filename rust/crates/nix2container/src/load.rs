@@ -13,9 +13,14 @@ use crate::{
     archive_file,
     cli::{ContainerdArgs, LoadArgs},
     containerd::{Containerd, gc_labels},
+    progress::Progress,
 };
 
-pub(crate) fn run(containerd: &ContainerdArgs, args: &LoadArgs) -> anyhow::Result<()> {
+pub(crate) fn run(
+    containerd: &ContainerdArgs,
+    args: &LoadArgs,
+    progress: &Progress,
+) -> anyhow::Result<()> {
     let mut archive = archive_file::open(&args.archive)?;
     let images = images(&mut archive, args.r#ref.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -27,7 +32,7 @@ pub(crate) fn run(containerd: &ContainerdArgs, args: &LoadArgs) -> anyhow::Resul
             Containerd::connect(&containerd.address, &containerd.namespace).await?;
         containerd.create_lease().await?;
         let loaded = tokio::select! {
-            loaded = load(&containerd, &mut archive, &args.snapshotter, &images) => loaded,
+            loaded = load(&containerd, &mut archive, &args.snapshotter, &images, progress) => loaded,
             interrupted = interruption() => interrupted,
         };
         let deleted = containerd.delete_lease(loaded.is_err()).await;
@@ -89,20 +94,21 @@ async fn load<R: Read + Seek>(
     archive: &mut Archive<R>,
     snapshotter: &str,
     images: &[(Vec<Reference>, StoredImage)],
+    progress: &Progress,
 ) -> anyhow::Result<()> {
     for (names, image) in images {
         let mut written = 0;
         for blob in image.manifest.layers.iter().chain([&image.manifest.config]) {
             written += u32::from(
                 containerd
-                    .write_blob(archive, blob, Default::default())
+                    .write_blob(archive, blob, Default::default(), progress)
                     .await?,
             );
         }
         let labels = gc_labels(&image.manifest);
         written += u32::from(
             containerd
-                .write_blob(archive, &image.descriptor, labels)
+                .write_blob(archive, &image.descriptor, labels, progress)
                 .await?,
         );
         let unpacked = containerd.unpack(snapshotter, image).await?;

@@ -1,7 +1,8 @@
 //! `nix2container` builds OCI images out of Nix closures and loads them into containerd.
 //!
 //! One file a command: `build` and `load`. `containerd` speaks to containerd;
-//! `closure` and `root_tree` look at the Nix store; `archive_file` opens archives.
+//! `closure` and `root_tree` look at the Nix store; `archive_file` opens archives; `progress` tells
+//! how far a command is.
 //! What an image is made of is the matter of the crate `nix-image`, which does no
 //! I/O of its own.
 
@@ -11,19 +12,26 @@ mod cli;
 mod closure;
 mod containerd;
 mod load;
+mod progress;
 mod root_tree;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command};
+use cli::{Cli, Command, LogLevel};
+use progress::Progress;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    cli::log_to_stderr(cli.log_level);
+    let progress = Progress::new(cli.quiet);
+    let level = match cli.quiet {
+        true => LogLevel::Error,
+        false => cli.log_level,
+    };
+    cli::log_to(progress.clone(), level);
     let result = match cli.command {
         Command::Build(args) => build::run(&args),
-        Command::Load(args) => load::run(&cli.containerd, &args),
+        Command::Load(args) => load::run(&cli.containerd, &args, &progress),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

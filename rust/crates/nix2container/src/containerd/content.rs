@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
 use super::{Containerd, MAX_MESSAGE_BYTES, refused, size, unless_exists};
+use crate::progress::Progress;
 
 /// Bytes of a blob that are sent in one message.
 const CHUNK: usize = 1 << 20;
@@ -28,13 +29,17 @@ impl Containerd {
         archive: &mut Archive<R>,
         blob: &Descriptor,
         labels: HashMap<String, String>,
+        progress: &Progress,
     ) -> anyhow::Result<bool> {
+        let task = progress.begin(blob.digest.to_string(), blob.size);
         let failed = |status: Status| refused(format_args!("store blob {}", blob.digest), &status);
         loop {
             let Some((mut session, offset)) = self.begin_write(blob).await.map_err(failed)? else {
                 self.label_blob(blob.digest, labels).await?;
+                task.end("exists already");
                 return Ok(false);
             };
+            task.restart();
             // Another namespace has the blob already: containerd has all its bytes.
             let mut sent = if offset == size(blob) { offset } else { 0 };
             if sent == 0 {
@@ -52,6 +57,7 @@ impl Containerd {
                         ..WriteContentRequest::default()
                     };
                     sent = session.send(request).await.map_err(failed)?.offset;
+                    task.advance(read as u64);
                 }
             }
             let commit = WriteContentRequest {
@@ -64,6 +70,7 @@ impl Containerd {
             };
             let committed = unless_exists(session.send(commit).await).map_err(failed)?;
             if committed.is_some() {
+                task.end("transferred");
                 return Ok(true);
             }
             // Somebody else was faster. The lease does not have that blob yet: ask anew.
