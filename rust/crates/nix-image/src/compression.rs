@@ -2,7 +2,7 @@
 
 use std::io::{self, BufReader, Read, Write};
 
-use flate2::{bufread::MultiGzDecoder, write};
+use flate2::{GzBuilder, bufread::MultiGzDecoder, write};
 
 use crate::digest::{Digest, Hasher};
 
@@ -42,6 +42,51 @@ impl Compression {
             Self::Gzip => Box::new(MultiGzDecoder::new(BufReader::new(stream))),
             Self::Zstd => Box::new(zstd::Decoder::new(stream)?),
         })
+    }
+}
+
+/// Compresses what is written to it. Equal input gives equal output, on every machine.
+pub(crate) enum Encoder<W: Write> {
+    None(W),
+    Gzip(write::GzEncoder<W>),
+    Zstd(zstd::Encoder<'static, W>),
+}
+
+impl<W: Write> Encoder<W> {
+    pub(crate) fn new(compression: Compression, out: W) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::None => Self::None(out),
+            Compression::Gzip => {
+                // flate2 writes the time 0 and `unknown` for the operating system.
+                Self::Gzip(GzBuilder::new().write(out, flate2::Compression::default()))
+            }
+            Compression::Zstd => {
+                Self::Zstd(zstd::Encoder::new(out, zstd::DEFAULT_COMPRESSION_LEVEL)?)
+            }
+        })
+    }
+
+    pub(crate) fn finish(self) -> io::Result<W> {
+        match self {
+            Self::None(out) => Ok(out),
+            Self::Gzip(encoder) => encoder.finish(),
+            Self::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Encoder<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::None(out) => out.write(bytes),
+            Self::Gzip(encoder) => encoder.write(bytes),
+            Self::Zstd(encoder) => encoder.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // A flush in the middle would end a block of the compressed stream.
+        Ok(())
     }
 }
 

@@ -47,12 +47,21 @@ pub enum Error {
         reason: &'static str,
     },
     /// A text that should be the name of an image is none.
-    #[error("{reference} cannot name an image: {reason}; name it as in `ghcr.io/user/image:tag`")]
+    #[error("{reference} cannot name an image: {reason}; {remedy}")]
     Reference {
         /// The text, shortened for display.
         reference: String,
         /// The rule that it breaks.
         reason: String,
+        /// What to name it instead.
+        remedy: &'static str,
+    },
+
+    /// A text that should name a platform does not.
+    #[error("{platform} names no platform: write it as in `linux/amd64` or `linux/arm/v7`")]
+    PlatformName {
+        /// The text, shortened for display.
+        platform: String,
     },
 
     /// The config that a user gives has a key that cannot be.

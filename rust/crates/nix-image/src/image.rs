@@ -1,5 +1,7 @@
 //! Putting an image together: a base, a layer of store paths, a config.
 
+use std::collections::BTreeMap;
+
 use crate::{
     Compression, Descriptor, Digest, Error, ImageConfig, Layer, Manifest, Platform, Reference,
     RuntimeConfig,
@@ -20,7 +22,23 @@ pub struct NewImage {
     pub(crate) config: Document,
     /// The layers that are taken over, each with its diff ID.
     pub(crate) base_layers: Vec<(Descriptor, Digest)>,
-    pub(crate) layer: Option<Layer>,
+    /// The one that is added.
+    pub(crate) layer: Option<Descriptor>,
+}
+
+/// What an image is to be, besides its layers.
+#[derive(Clone, Debug)]
+pub struct ImageOptions {
+    /// Its name.
+    pub reference: Reference,
+    /// What it runs on, if it has no base: it has the base's otherwise.
+    pub platform: Platform,
+    /// How a container of it is started.
+    pub runtime: RuntimeConfig,
+    /// When it was made, in the format of RFC 3339; else the base's time, or none.
+    pub created: Option<String>,
+    /// The annotations of its manifest.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A JSON document with its descriptor.
@@ -40,22 +58,41 @@ pub struct Base {
     pub compressions: Vec<Compression>,
 }
 
+impl ImageOptions {
+    /// An image of this name for this machine, and nothing else.
+    #[must_use]
+    pub fn named(reference: Reference) -> Self {
+        Self {
+            reference,
+            platform: Platform::host(),
+            runtime: RuntimeConfig::default(),
+            created: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
 impl NewImage {
     /// Puts an image together.
     ///
     /// It inherits from `base` as a Dockerfile's image does from its `FROM`, and the
     /// base's layers with their annotations: what a base that is a Nix image asks
-    /// for is mounted for this one, too. `platform` is that of an image without base.
+    /// for is mounted for this one, too.
     ///
     /// # Errors
     /// [`Error::Json`], which no image is known to give.
     pub fn new(
-        reference: Reference,
-        platform: Platform,
-        runtime: RuntimeConfig,
+        options: ImageOptions,
         base: Option<Base>,
         layer: Option<Layer>,
     ) -> Result<Self, Error> {
+        let ImageOptions {
+            reference,
+            platform,
+            runtime,
+            created,
+            annotations,
+        } = options;
         let mut config;
         let mut base_layers = Vec::new();
         match base {
@@ -90,7 +127,11 @@ impl NewImage {
         if let Some(layer) = &layer {
             config.rootfs.diff_ids.push(layer.diff_id);
         }
+        if created.is_some() {
+            config.created.clone_from(&created);
+        }
         config.history.push(History {
+            created,
             created_by: Some(CREATED_BY.to_owned()),
             empty_layer: layer.is_none(),
             ..History::default()
@@ -98,8 +139,10 @@ impl NewImage {
         let platform = config.platform();
         let config = Document::new(media_type::CONFIG, &config)?;
         let layers = base_layers.iter().map(|(layer, _)| layer);
-        let layers = layers.chain(layer.as_ref().map(|layer| &layer.descriptor));
+        let layer = layer.map(|layer| layer.descriptor);
+        let layers = layers.chain(&layer);
         let manifest = Manifest {
+            annotations,
             config: config.descriptor.clone(),
             layers: layers.cloned().collect(),
             media_type: media_type::MANIFEST.to_owned(),

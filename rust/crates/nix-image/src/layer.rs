@@ -1,87 +1,105 @@
 //! The layer that an image adds for its store paths.
 //!
-//! The layer carries no file of the Nix store. For each store path that its annotations
-//! name it has an empty place of the same kind, and for `copyToRoot` it has symbolic links
-//! from `/` into the store. All that
-//! decides about a layer's bytes is in a [`LayerTree`]: times, owners, order and
-//! the umask of the machine do not.
+//! The layer carries no file of the Nix store unless it is asked to copy some. For each store path
+//! that its annotations name it has an empty place of the same kind, and for `copyToRoot` it has
+//! symbolic links from `/` into the store. All that decides about a layer's bytes is in a
+//! [`LayerTree`] and in the files that it says to copy: times, owners, order and the umask of the
+//! machine do not.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Read, Write},
+    path::Path,
+};
 
-use flate2::{GzBuilder, write::GzEncoder};
 use nix_store::LayerClosure;
 
 use crate::{
-    Compression, Descriptor, Digest, Error, LayerTree, annotations, digest::Hasher,
-    manifest::layer_media_type,
+    Compression, Descriptor, Digest, Error, LayerTree, annotations, compression::Encoder,
+    digest::Hasher, manifest::layer_media_type,
 };
 
-/// A layer that is ready to be put into an image.
+/// A layer that has been packed.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// Its descriptor, annotated with the closure.
     pub descriptor: Descriptor,
     /// The digest of the uncompressed layer.
     pub diff_id: Digest,
-    /// The compressed layer.
-    pub blob: Vec<u8>,
 }
 
 impl Layer {
-    /// Packs `tree` as the layer that asks for `closure`.
+    /// Packs `tree` as the layer that asks for `closure`, and writes it to `blob`. The files that
+    /// it copies are opened by `open`.
     ///
-    /// Gzip at its default level: the headers of a thousand places shrink to a
-    /// thirtieth, and every containerd and docker unpacks it.
+    /// With gzip the headers of a thousand places shrink to a thirtieth, and every containerd and
+    /// docker unpacks it.
     ///
     /// # Errors
-    /// [`Error::PackLayer`] if a path of the tree does not fit into a tar archive,
-    /// [`Error::LabelTooLong`] if an annotation does not fit into a label.
-    pub fn pack(tree: &LayerTree, closure: &LayerClosure) -> Result<Self, Error> {
+    /// [`Error::PackLayer`] if a path of the tree does not fit into a tar archive, if a file cannot
+    /// be read or has changed, or if the layer cannot be written; [`Error::LabelTooLong`] if an
+    /// annotation does not fit into a label.
+    pub fn pack<R: Read>(
+        tree: &LayerTree,
+        closure: &LayerClosure,
+        compression: Compression,
+        open: impl FnMut(&Path) -> io::Result<R>,
+        blob: impl Write,
+    ) -> Result<Self, Error> {
         let annotations = annotations::for_layer(closure);
         annotations::check_lengths(&annotations)?;
-        // flate2 writes the time 0 and `unknown` for the operating system.
-        let gzip = GzBuilder::new().write(Vec::new(), flate2::Compression::default());
-        let mut tee = Tee {
-            gzip,
-            hasher: Hasher::default(),
-        };
         let pack = |source| Error::PackLayer { source };
-        tree.write(&mut tee).map_err(pack)?;
-        let blob = tee.gzip.finish().map_err(pack)?;
-        let descriptor = Descriptor {
-            annotations,
-            ..Descriptor::of(layer_media_type(Compression::Gzip), &blob)
-        };
+        let encoder = Encoder::new(compression, Hashed::new(blob)).map_err(pack)?;
+        let mut plain = Hashed::new(encoder);
+        tree.write(&mut plain, open).map_err(pack)?;
+        let diff_id = plain.hasher.finish();
+        let mut packed = plain.out.finish().map_err(pack)?;
+        packed.flush().map_err(pack)?;
         Ok(Self {
-            descriptor,
-            diff_id: tee.hasher.finish(),
-            blob,
+            descriptor: Descriptor {
+                annotations,
+                digest: packed.hasher.finish(),
+                media_type: layer_media_type(compression),
+                platform: None,
+                size: packed.size,
+            },
+            diff_id,
         })
     }
 }
 
-/// Compresses what is written to it, and computes its digest.
-struct Tee {
-    gzip: GzEncoder<Vec<u8>>,
+/// Passes on what is written to it, and computes its digest and size.
+struct Hashed<W> {
+    out: W,
     hasher: Hasher,
+    size: u64,
 }
 
-impl Write for Tee {
+impl<W> Hashed<W> {
+    fn new(out: W) -> Self {
+        Self {
+            out,
+            hasher: Hasher::default(),
+            size: 0,
+        }
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.gzip.write(bytes)?;
+        let written = self.out.write(bytes)?;
         self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // A flush in the middle would end a block of the compressed stream.
-        Ok(())
+        self.out.flush()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::fs::File;
 
     use nix_store::StoreDir;
 
@@ -104,14 +122,19 @@ mod tests {
                 closure_info: None,
                 paths: paths.into_iter().collect(),
             };
-            Layer::pack(&tree, &closure).unwrap()
+            let (gzip, mut blob) = (Compression::Gzip, Vec::new());
+            let layer =
+                Layer::pack(&tree, &closure, gzip, |path| File::open(path), &mut blob).unwrap();
+            (layer, blob)
         };
-        let layer = pack(paths.clone());
-        let again = pack(paths.into_iter().rev().collect());
-        assert_eq!(layer.blob, again.blob);
+        let (layer, blob) = pack(paths.clone());
+        let (again, same) = pack(paths.into_iter().rev().collect());
+        assert_eq!(blob, same);
         assert_eq!(layer.descriptor, again.descriptor);
+        assert_eq!(layer.descriptor.digest, Digest::of(&blob));
+        assert_eq!(layer.descriptor.size, blob.len() as u64);
         // Time 0, and no operating system named: nothing of this machine.
-        assert_eq!(layer.blob[4..10], [0, 0, 0, 0, 0, 255]);
+        assert_eq!(blob[4..10], [0, 0, 0, 0, 0, 255]);
         // A layer has the same diff ID on every machine and in every version.
         assert_eq!(
             layer.diff_id.to_string(),
@@ -119,7 +142,7 @@ mod tests {
         );
         let mut plain = Vec::new();
         Compression::Gzip
-            .decoder(&*layer.blob)
+            .decoder(&*blob)
             .unwrap()
             .read_to_end(&mut plain)
             .unwrap();

@@ -15,6 +15,7 @@
 
 pub mod annotations;
 pub mod archive;
+mod base_layout;
 mod compression;
 mod config;
 mod digest;
@@ -26,13 +27,14 @@ mod manifest;
 mod platform;
 mod reference;
 
+pub use base_layout::base_layout_paths;
 pub use compression::Compression;
 pub use config::{History, ImageConfig, KeySet, RootFs, RuntimeConfig};
 pub use digest::Digest;
 pub use error::Error;
-pub use image::{Base, NewImage};
+pub use image::{Base, ImageOptions, NewImage};
 pub use layer::Layer;
-pub use layer_tree::{LayerTree, NodeKind, RootEntry};
+pub use layer_tree::{LayerTree, NodeKind, RootEntry, RootNode};
 pub use manifest::{
     Descriptor, IMAGE_NAME, Index, Manifest, REF_NAME, layer_media_type, media_type,
 };

@@ -124,6 +124,13 @@ pub fn layer_media_type(compression: Compression) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
+    /// Arbitrary metadata.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub annotations: BTreeMap<String, String>,
     /// The image config.
     pub config: Descriptor,
     /// The layers, the lowest first.
@@ -207,6 +214,7 @@ mod tests {
             schema_version: 2,
         };
         let manifest = Manifest {
+            annotations: [("a".to_owned(), "b".to_owned())].into(),
             config: descriptor.clone(),
             layers: vec![descriptor],
             media_type: media_type::MANIFEST.into(),

@@ -4,6 +4,8 @@ use std::{borrow::Cow, fmt};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, error::shorten};
+
 /// Operating system and processor, in the names of Go that OCI uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -37,6 +39,35 @@ impl Platform {
             architecture: architecture.to_owned(),
             os: std::env::consts::OS.to_owned(),
             variant: variant.map(str::to_owned),
+        }
+    }
+
+    /// Parses `os/architecture` or `os/architecture/variant`, in the names that OCI uses.
+    ///
+    /// # Errors
+    /// Says what it should be.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let is_name = |part: &&str| {
+            let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|c| is_of_name(c) || matches!(c, '.' | '_' | '-'))
+        };
+        let parts: Vec<_> = text.split('/').collect();
+        match *parts {
+            [os, architecture, ref variant @ ..]
+                if variant.len() < 2 && parts.iter().all(is_name) =>
+            {
+                Ok(Self {
+                    architecture: architecture.to_owned(),
+                    os: os.to_owned(),
+                    variant: variant.first().map(|variant| (*variant).to_owned()),
+                })
+            }
+            _ => Err(Error::PlatformName {
+                platform: shorten(text),
+            }),
         }
     }
 
@@ -94,6 +125,30 @@ mod tests {
             os: parts.next().unwrap(),
             architecture: parts.next().unwrap(),
             variant: parts.next(),
+        }
+    }
+
+    #[test]
+    fn platforms_are_parsed() {
+        for text in ["linux/amd64", "linux/arm/v7", "linux/loong64"] {
+            let parsed = Platform::parse(text).unwrap();
+            assert_eq!(
+                (parsed.to_string().as_str(), &parsed),
+                (text, &platform(text))
+            );
+        }
+        for text in [
+            "",
+            "linux",
+            "linux/",
+            "/amd64",
+            "linux/arm/v7/x",
+            "linux/arm/",
+            "Linux/amd64",
+            "linux/a b",
+        ] {
+            let message = Platform::parse(text).unwrap_err().to_string();
+            assert!(message.contains(&format!("{text:?}")), "{message}");
         }
     }
 

@@ -15,6 +15,13 @@ use crate::{Digest, Error, error::shorten};
 /// with a slash.
 pub const NIX_PREFIX: &str = "nix:0";
 
+/// What to name an image.
+const REMEDY: &str = "name it as in `ghcr.io/user/image:tag`";
+
+/// What to name the archive of an image, where it names the image.
+const NIX_REMEDY: &str = "rename the archive, or the derivation that makes it, so that its path has lower-case \
+    letters and digits only, and between them single `.`, `_` or `-`, as in `nix-image-redis.tar`";
+
 const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL_REPOSITORY: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
@@ -90,6 +97,10 @@ impl Reference {
         parse().map_err(|reason| Error::Reference {
             reference: shorten(text),
             reason,
+            remedy: match text.starts_with(NIX_PREFIX) {
+                true => NIX_REMEDY,
+                false => REMEDY,
+            },
         })
     }
 

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix_image::Reference;
 use tracing_subscriber::EnvFilter;
 
-use crate::progress::Progress;
+use crate::{build::BuildArgs, progress::Progress};
 
 /// Builds OCI images out of Nix closures and loads them into containerd.
 #[derive(Parser)]
@@ -50,47 +50,9 @@ pub(crate) struct ContainerdArgs {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Builds an image of a closure, as an OCI archive.
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Loads the images of an archive into containerd and unpacks them.
     Load(LoadArgs),
-}
-
-#[derive(Args)]
-pub(crate) struct BuildArgs {
-    /// Archive of an image to build upon: OCI or `docker save`, plain, gzip or zstd.
-    #[arg(long, value_name = "ARCHIVE")]
-    pub(crate) from_image: Option<PathBuf>,
-    /// JSON file with the object `config` of the image config: Entrypoint, Env, …
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// The store paths of the image: a closure-info store path (nixpkgs' `closureInfo`), or a
-    /// file that lists them, one a line.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) closure: Option<PathBuf>,
-    /// JSON file with a list of store paths whose files the image has below `/`, too.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) copy_to_root: Option<PathBuf>,
-    /// The name of the image [default: `nix:0OUT:latest`, which Nix resolves].
-    #[arg(long, value_name = "REFERENCE", value_parser = Reference::parse)]
-    pub(crate) r#ref: Option<Reference>,
-    /// How the image names its store paths [default: `closure` if --closure is a closure-info].
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) annotations: Option<Annotations>,
-    /// The directory of the Nix store.
-    #[arg(long, value_name = "DIR", default_value = "/nix/store", value_parser = nix_store::StoreDir::new)]
-    pub(crate) store_dir: nix_store::StoreDir,
-    /// The archive to write.
-    #[arg(value_name = "OUT")]
-    pub(crate) out: PathBuf,
-}
-
-/// How an image names its store paths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Annotations {
-    /// By the store path of a closure-info.
-    Closure,
-    /// Each by itself: for snapshotters that do not know the other format.
-    PerPath,
 }
 
 #[derive(Args)]
@@ -205,6 +167,10 @@ mod tests {
             &["nix2container", "build", "--ref", "Hello", "OUT"],
             &["nix2container", "build", "--store-dir", "nix", "OUT"],
             &["nix2container", "build", "--annotations", "both", "OUT"],
+            &["nix2container", "build", "--platform", "linux", "OUT"],
+            &["nix2container", "build", "--created", "now", "OUT"],
+            &["nix2container", "build", "--label", "x", "OUT"],
+            &["nix2container", "build", "--compression", "xz", "OUT"],
             &["nix2container", "load"],
             &["nix2container", "load", "a", "b"],
         ] {

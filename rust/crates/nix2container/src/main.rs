@@ -1,19 +1,16 @@
 //! `nix2container` builds OCI images out of Nix closures and loads them into containerd.
 //!
-//! One file a command: `build` and `load`. `containerd` speaks to containerd;
-//! `closure` and `root_tree` look at the Nix store; `archive_file` opens archives; `progress` tells
-//! how far a command is.
+//! One file or folder a command: `build` and `load`. `containerd` speaks to containerd;
+//! `archive_file` opens archives; `progress` tells how far a command is.
 //! What an image is made of is the matter of the crate `nix-image`, which does no
 //! I/O of its own.
 
 mod archive_file;
 mod build;
 mod cli;
-mod closure;
 mod containerd;
 mod load;
 mod progress;
-mod root_tree;
 
 use std::process::ExitCode;
 

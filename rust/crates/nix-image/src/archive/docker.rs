@@ -81,6 +81,7 @@ pub(super) fn open<R: Read + Seek>(
             layers.push(layer);
         }
         let manifest = Manifest {
+            annotations: BTreeMap::new(),
             config: config_descriptor,
             layers,
             media_type: media_type::MANIFEST.to_owned(),

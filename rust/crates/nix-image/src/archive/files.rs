@@ -1,4 +1,4 @@
-//! The files of a tar archive by name and position.
+//! The files of an archive, or of a directory, by name and position.
 
 use std::{
     collections::BTreeMap,
@@ -16,24 +16,47 @@ const MAX_HEADER_BYTES: u64 = 64 << 20;
 
 const BLOCK: u64 = 512;
 
-/// Where a file's content lies in the archive.
+/// Where a file's content lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
+    /// In which of the files that were given.
+    file: usize,
     offset: u64,
     pub(super) size: u64,
 }
 
-/// A tar archive, indexed.
+/// A tar archive or a directory, indexed.
 #[derive(Debug)]
 pub(super) struct Files<R> {
     /// The archive's name, for messages.
     pub(super) archive: String,
-    file: R,
+    /// One of an archive, all of a directory.
+    files: Vec<R>,
     extents: BTreeMap<String, Extent>,
 }
 
 impl<R: Read + Seek> Files<R> {
-    /// Reads the headers of all entries.
+    /// The files of a directory by their names in it, each with its size.
+    pub(super) fn of_directory(
+        archive: String,
+        files: impl IntoIterator<Item = (String, u64, R)>,
+    ) -> Self {
+        let (extents, files) = files
+            .into_iter()
+            .enumerate()
+            .map(|(file, (name, size, content))| {
+                let offset = 0;
+                ((name, Extent { file, offset, size }), content)
+            })
+            .unzip();
+        Self {
+            archive,
+            files,
+            extents,
+        }
+    }
+
+    /// Reads the headers of all entries of a tar archive.
     pub(super) fn index(archive: String, mut file: R) -> Result<Self, Error> {
         let read = |source: io::Error| match source.kind() {
             // What the tar crate says of a header that makes no sense.
@@ -62,6 +85,7 @@ impl<R: Read + Seek> Files<R> {
             let entry = entry.map_err(read)?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             let extent = Extent {
+                file: 0,
                 offset: entry.raw_file_position(),
                 size: entry.size(),
             };
@@ -111,7 +135,7 @@ impl<R: Read + Seek> Files<R> {
         }
         Ok(Self {
             archive,
-            file,
+            files: vec![file],
             extents,
         })
     }
@@ -126,13 +150,13 @@ impl<R: Read + Seek> Files<R> {
 
     /// The content of a file, from its beginning.
     pub(super) fn open(&mut self, extent: Extent) -> Result<io::Take<&mut R>, Error> {
-        self.file
-            .seek(SeekFrom::Start(extent.offset))
+        let file = &mut self.files[extent.file];
+        file.seek(SeekFrom::Start(extent.offset))
             .map_err(|source| Error::ReadArchive {
                 archive: self.archive.clone(),
                 source,
             })?;
-        Ok(self.file.by_ref().take(extent.size))
+        Ok(file.by_ref().take(extent.size))
     }
 
     /// The whole content of a document.

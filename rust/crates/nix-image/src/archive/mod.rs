@@ -1,4 +1,4 @@
-//! Archives of images: OCI image layouts and `docker save`, each in a tar file.
+//! Archives of images: OCI image layouts and `docker save`, each in a tar file or a directory.
 //!
 //! An archive is read by position, so that no blob is ever held in memory: the tar
 //! file must be plain and seekable. Whoever opens a compressed one decompresses it
@@ -7,6 +7,7 @@
 //! Nothing in an archive is believed: digests and sizes of all that is read are
 //! checked, names must stay inside, and documents have a limit of size.
 
+mod contents;
 mod docker;
 mod files;
 mod read;
@@ -16,7 +17,7 @@ mod write;
 mod tests;
 
 pub use read::{Archive, ArchiveImage, BlobReader, StoredImage};
-pub use write::write;
+pub use write::{LayoutFiles, TarLayout, write_layout};
 
 /// File that says that the archive is an OCI image layout.
 const OCI_LAYOUT: &str = "oci-layout";

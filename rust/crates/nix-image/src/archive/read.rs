@@ -24,7 +24,7 @@ const CHUNK: usize = 128 << 10;
 
 /// An archive of images.
 ///
-/// `R` is the tar file, plain and seekable.
+/// `R` is the tar file, plain and seekable, or a file of the directory that the images are in.
 #[derive(Debug)]
 pub struct Archive<R> {
     files: Files<R>,
@@ -66,7 +66,22 @@ impl<R: Read + Seek> Archive<R> {
     /// # Errors
     /// Say which archive and which of its files are damaged, and how.
     pub fn open(name: impl Into<String>, file: R) -> Result<Self, Error> {
-        let mut files = Files::index(name.into(), file)?;
+        Self::of(Files::index(name.into(), file)?)
+    }
+
+    /// Reads what is in a directory. `files` are those that it has, by their names in it, each with
+    /// its size: of an OCI image layout, or what an archive of `docker save` has been unpacked to.
+    ///
+    /// # Errors
+    /// As for [`Archive::open`].
+    pub fn open_directory(
+        name: impl Into<String>,
+        files: impl IntoIterator<Item = (String, u64, R)>,
+    ) -> Result<Self, Error> {
+        Self::of(Files::of_directory(name.into(), files))
+    }
+
+    fn of(mut files: Files<R>) -> Result<Self, Error> {
         if let Some(extent) = files.get(OCI_LAYOUT) {
             Self::open_layout(files, extent)
         } else if let Some(extent) = files.get(DOCKER_MANIFEST) {
@@ -409,7 +424,11 @@ pub struct BlobReader<'a> {
     hasher: Option<Hasher>,
 }
 
-impl BlobReader<'_> {
+impl<'a> BlobReader<'a> {
+    /// The content without any check of it.
+    pub(super) fn unchecked(self) -> Box<dyn Read + 'a> {
+        self.content
+    }
     /// Fills `buffer` as far as there is content; 0 is the end.
     ///
     /// # Errors

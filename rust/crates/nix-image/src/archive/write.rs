@@ -1,4 +1,4 @@
-//! Writing an archive.
+//! Writing an image layout: as a tar archive, or as whatever has files.
 
 use std::{
     collections::BTreeMap,
@@ -14,27 +14,49 @@ use crate::{
     manifest::{IMAGE_NAME, REF_NAME, media_type},
 };
 
+/// Where the files of an image layout go.
+pub trait LayoutFiles {
+    /// Makes a directory, whose parents have been made before.
+    ///
+    /// # Errors
+    /// [`Error::WriteArchive`].
+    fn directory(&mut self, name: &str) -> Result<(), Error>;
+
+    /// Makes a file of so many bytes, which `content` writes.
+    ///
+    /// # Errors
+    /// Those of `content`, and [`Error::WriteArchive`].
+    fn file(
+        &mut self,
+        name: &str,
+        size: u64,
+        content: &mut dyn FnMut(&mut dyn Write) -> Result<(), Error>,
+    ) -> Result<(), Error>;
+}
+
 /// What the content of a blob comes from.
 enum Source<'a> {
     Memory(&'a [u8]),
+    Layer,
     Base {
         layer: &'a Descriptor,
         diff_id: Digest,
     },
 }
 
-/// Writes `image` as an OCI image layout that `docker load` reads, too: the entries
+/// Writes `image` as an OCI image layout that `docker load` reads, too: the files
 /// in the order of the alphabet, as containerd's export has them.
 ///
 /// Layers of the base are copied out of `base`, the archive that the image was
-/// put together with, and checked on the way.
+/// put together with, and checked on the way. `layer` is the blob of the layer that was packed.
 ///
 /// # Errors
 /// [`Error::WriteArchive`], and what is wrong with the base: it is read here.
-pub fn write<R: Read + Seek>(
+pub fn write_layout<R: Read + Seek>(
     image: &NewImage,
     mut base: Option<&mut Archive<R>>,
-    mut out: impl Write,
+    layer: &mut impl Read,
+    out: &mut dyn LayoutFiles,
 ) -> Result<(), Error> {
     let mut blobs = BTreeMap::new();
     for (layer, diff_id) in &image.base_layers {
@@ -44,42 +66,49 @@ pub fn write<R: Read + Seek>(
         };
         blobs.insert(layer.digest, (layer.size, source));
     }
-    let layer = image.layer.as_ref();
-    let own = [&image.manifest, &image.config]
-        .map(|document| (&document.descriptor, &*document.json))
-        .into_iter()
-        .chain(layer.map(|layer| (&layer.descriptor, &*layer.blob)));
-    for (descriptor, content) in own {
-        blobs.insert(
-            descriptor.digest,
-            (descriptor.size, Source::Memory(content)),
-        );
+    if let Some(layer) = &image.layer {
+        blobs.insert(layer.digest, (layer.size, Source::Layer));
+    }
+    for document in [&image.manifest, &image.config] {
+        let descriptor = &document.descriptor;
+        let source = Source::Memory(&document.json);
+        blobs.insert(descriptor.digest, (descriptor.size, source));
     }
 
-    let out = &mut out;
-    write_directory(out, "blobs/")?;
-    write_directory(out, BLOBS)?;
+    out.directory("blobs/")?;
+    out.directory(BLOBS)?;
     for (digest, (size, source)) in blobs {
-        write_header(out, &format!("{BLOBS}{}", digest.hex()), size, 0o444)?;
-        match (source, &mut base) {
-            (Source::Memory(content), _) => put(out, content)?,
-            (Source::Base { layer, diff_id }, Some(base)) => {
-                base.copy_layer(layer, diff_id, out)?;
-            }
-            (Source::Base { layer, .. }, None) => {
-                return Err(Error::MissingBlob {
+        let name = format!("{BLOBS}{}", digest.hex());
+        out.file(
+            &name,
+            size,
+            &mut |mut out| match (&source, base.as_deref_mut()) {
+                (Source::Memory(content), _) => put(out, content),
+                (Source::Layer, _) => {
+                    let copied = std::io::copy(layer, out);
+                    copied
+                        .map(drop)
+                        .map_err(|source| Error::WriteArchive { source })
+                }
+                (Source::Base { layer, diff_id }, Some(base)) => {
+                    base.copy_layer(layer, *diff_id, &mut out)
+                }
+                (Source::Base { layer, .. }, None) => Err(Error::MissingBlob {
                     archive: image.reference.to_string(),
                     digest: layer.digest,
-                });
-            }
-        }
-        pad(out, size)?;
+                }),
+            },
+        )?;
     }
-    write_file(out, INDEX, &index(image)?)?;
-    write_file(out, DOCKER_MANIFEST, &docker_manifest(image)?)?;
-    write_file(out, OCI_LAYOUT, &layout()?)?;
-    put(out, &[0; 1024])?;
-    out.flush().map_err(|source| Error::WriteArchive { source })
+    for (name, document) in [
+        (INDEX, index(image)?),
+        (DOCKER_MANIFEST, docker_manifest(image)?),
+        (OCI_LAYOUT, layout()?),
+    ] {
+        let size = document.len() as u64;
+        out.file(name, size, &mut |out| put(out, &document))?;
+    }
+    Ok(())
 }
 
 fn layout() -> Result<Vec<u8>, Error> {
@@ -120,7 +149,7 @@ fn docker_manifest(image: &NewImage) -> Result<Vec<u8>, Error> {
     }
     let file = |descriptor: &Descriptor| format!("{BLOBS}{}", descriptor.digest.hex());
     let base_layers = image.base_layers.iter().map(|(layer, _)| layer);
-    let layers = base_layers.chain(image.layer.as_ref().map(|layer| &layer.descriptor));
+    let layers = base_layers.chain(&image.layer);
     to_json(&[Entry {
         config: file(&image.config.descriptor),
         layers: layers.map(file).collect(),
@@ -132,25 +161,49 @@ fn to_json(document: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(document).map_err(|source| Error::Json { source })
 }
 
-fn write_file(out: &mut impl Write, name: &str, content: &[u8]) -> Result<(), Error> {
-    let size = content.len() as u64;
-    write_header(out, name, size, 0o444)?;
-    put(out, content)?;
-    pad(out, size)
+/// An image layout in a tar archive.
+pub struct TarLayout<W>(W);
+
+impl<W: Write> TarLayout<W> {
+    /// Begins an archive.
+    pub fn new(out: W) -> Self {
+        Self(out)
+    }
+
+    /// Ends the archive.
+    ///
+    /// # Errors
+    /// [`Error::WriteArchive`].
+    pub fn finish(mut self) -> Result<(), Error> {
+        put(&mut self.0, &[0; 1024])?;
+        let flushed = self.0.flush();
+        flushed.map_err(|source| Error::WriteArchive { source })
+    }
 }
 
-fn write_directory(out: &mut impl Write, name: &str) -> Result<(), Error> {
-    let mut header = header(name, 0, 0o755)?;
-    header.set_entry_type(EntryType::Directory);
-    header.set_cksum();
-    put(out, header.as_bytes())
-}
+impl<W: Write> LayoutFiles for TarLayout<W> {
+    fn directory(&mut self, name: &str) -> Result<(), Error> {
+        let mut header = header(name, 0, 0o755)?;
+        header.set_entry_type(EntryType::Directory);
+        header.set_cksum();
+        put(&mut self.0, header.as_bytes())
+    }
 
-fn write_header(out: &mut impl Write, name: &str, size: u64, mode: u32) -> Result<(), Error> {
-    let mut header = header(name, size, mode)?;
-    header.set_entry_type(EntryType::Regular);
-    header.set_cksum();
-    put(out, header.as_bytes())
+    fn file(
+        &mut self,
+        name: &str,
+        size: u64,
+        content: &mut dyn FnMut(&mut dyn Write) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut header = header(name, size, 0o444)?;
+        header.set_entry_type(EntryType::Regular);
+        header.set_cksum();
+        put(&mut self.0, header.as_bytes())?;
+        content(&mut self.0)?;
+        // Fills the last block of the content.
+        let fill = size.next_multiple_of(512) - size;
+        put(&mut self.0, &[0; 512][..fill as usize])
+    }
 }
 
 /// A header without a time and an owner.
@@ -168,13 +221,7 @@ fn header(name: &str, size: u64, mode: u32) -> Result<Header, Error> {
     Ok(header)
 }
 
-fn put(out: &mut impl Write, bytes: &[u8]) -> Result<(), Error> {
+fn put(out: &mut (impl Write + ?Sized), bytes: &[u8]) -> Result<(), Error> {
     out.write_all(bytes)
         .map_err(|source| Error::WriteArchive { source })
-}
-
-/// Fills the last block of a file's content.
-fn pad(out: &mut impl Write, size: u64) -> Result<(), Error> {
-    let fill = size.next_multiple_of(512) - size;
-    put(out, &[0; 512][..fill as usize])
 }

@@ -5,9 +5,9 @@ use std::io::{Cursor, Read as _, Write as _};
 
 use fuzzing::{Corpus, Edit, message, mutate, peak_bytes};
 use nix_image::{
-    Compression, Descriptor, Digest, Error, ImageConfig, NewImage, Platform, Reference,
-    RuntimeConfig,
-    archive::{Archive, write},
+    Compression, Descriptor, Digest, Error, ImageConfig, ImageOptions, NewImage, Platform,
+    Reference,
+    archive::{Archive, TarLayout, write_layout},
     layer_media_type, media_type,
 };
 use proptest::{collection::vec, option, prelude::*, sample::Index};
@@ -30,17 +30,13 @@ pub(crate) fn open(archive: &[u8]) -> Result<Archive<Bytes>, Error> {
 pub(crate) fn rebuild(archive: &[u8]) -> Result<Vec<u8>, Error> {
     let mut archive = open(archive)?;
     let base = archive.base(&Platform::host())?;
-    let reference = Reference::parse("upper").unwrap();
-    let image = NewImage::new(
-        reference,
-        Platform::host(),
-        RuntimeConfig::default(),
-        Some(base),
-        None,
-    )?;
-    let mut out = Vec::new();
-    write(&image, Some(&mut archive), &mut out)?;
-    Ok(out)
+    let options = ImageOptions::named(Reference::parse("upper").unwrap());
+    let image = NewImage::new(options, Some(base), None)?;
+    let mut bytes = Vec::new();
+    let mut out = TarLayout::new(&mut bytes);
+    write_layout(&image, Some(&mut archive), &mut std::io::empty(), &mut out)?;
+    out.finish()?;
+    Ok(bytes)
 }
 
 /// Checks that an error says of which archive it is, and gives its words.

@@ -2,7 +2,10 @@
 
 mod hostile;
 
-use std::io::{Cursor, Write as _};
+use std::{
+    fs::File,
+    io::{Cursor, Write as _},
+};
 
 use nix_store::{LayerClosure, StoreDir};
 use serde_json::{Value, json};
@@ -10,8 +13,9 @@ use tar::Header;
 
 use super::*;
 use crate::{
-    Base, Compression, Descriptor, Digest, Error, IMAGE_NAME, Layer, LayerTree, NewImage, NodeKind,
-    Platform, Reference, RuntimeConfig, annotations, layer_media_type, media_type,
+    Base, Compression, Descriptor, Digest, Error, IMAGE_NAME, ImageOptions, Layer, LayerTree,
+    NewImage, NodeKind, Platform, Reference, RuntimeConfig, annotations, layer_media_type,
+    media_type,
 };
 
 type Bytes = Cursor<Vec<u8>>;
@@ -47,7 +51,7 @@ fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn nix_layer(name: &str) -> Layer {
+fn nix_layer(name: &str) -> (Layer, Vec<u8>) {
     let store_dir = StoreDir::default();
     let path = format!("{store_dir}/8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-{name}");
     let path = store_dir.parse(&path).unwrap();
@@ -57,25 +61,32 @@ fn nix_layer(name: &str) -> Layer {
         closure_info: None,
         paths: [path].into_iter().collect(),
     };
-    Layer::pack(&tree, &closure).unwrap()
+    let (gzip, mut blob) = (Compression::Gzip, Vec::new());
+    let layer = Layer::pack(&tree, &closure, gzip, |path| File::open(path), &mut blob).unwrap();
+    (layer, blob)
 }
 
-fn built(name: &str, base: Option<Base>, config: &Value) -> NewImage {
-    let config = RuntimeConfig::parse(config.to_string().as_bytes()).unwrap();
-    let reference = Reference::parse(name).unwrap();
-    NewImage::new(
-        reference,
-        Platform::host(),
-        config,
-        base,
-        Some(nix_layer(name)),
-    )
-    .unwrap()
+/// An image with the blob of its layer.
+struct Built {
+    image: NewImage,
+    layer: Vec<u8>,
 }
 
-fn written(image: &NewImage, base: Option<&mut Archive<Bytes>>) -> Result<Vec<u8>, Error> {
+fn built(name: &str, base: Option<Base>, config: &Value) -> Built {
+    let options = ImageOptions {
+        runtime: RuntimeConfig::parse(config.to_string().as_bytes()).unwrap(),
+        ..ImageOptions::named(Reference::parse(name).unwrap())
+    };
+    let (packed, layer) = nix_layer(name);
+    let image = NewImage::new(options, base, Some(packed)).unwrap();
+    Built { image, layer }
+}
+
+fn written(built: &Built, base: Option<&mut Archive<Bytes>>) -> Result<Vec<u8>, Error> {
     let mut archive = Vec::new();
-    write(image, base, &mut archive)?;
+    let mut out = TarLayout::new(&mut archive);
+    write_layout(&built.image, base, &mut &*built.layer, &mut out)?;
+    out.finish()?;
     Ok(archive)
 }
 
@@ -111,13 +122,13 @@ fn an_image_is_read_as_it_was_written() {
         Some("docker.io/library/hello:latest")
     );
     let stored = archive.base(&Platform::host()).unwrap().image;
-    assert_eq!(stored.descriptor.digest, image.digest());
+    assert_eq!(stored.descriptor.digest, image.image.digest());
     assert_eq!(stored.config.platform(), Platform::host());
     assert_eq!(
         stored.config.config.entrypoint,
         Some(vec!["/bin/hello".to_owned()])
     );
-    assert_eq!(stored.manifest.layers, [nix_layer("hello").descriptor]);
+    assert_eq!(stored.manifest.layers, [nix_layer("hello").0.descriptor]);
     read_all(&bytes).unwrap();
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use nix_image::NodeKind;
 use nix_store::{Closure, LayerClosure, StoreDir, StorePath};
 
-use crate::cli::Annotations;
+use super::args::Annotations;
 
 /// The store paths of an image.
 #[derive(Debug, Default)]

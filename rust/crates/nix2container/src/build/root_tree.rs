@@ -1,14 +1,35 @@
-//! What `--copy-to-root` brings to the image's root: directories, and a link for
-//! each file in them.
+//! What `--copy-to-root` brings to the image's root: directories, and for each file in them a link
+//! or a copy.
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use nix_image::{LayerTree, RootEntry};
+use nix_image::{LayerTree, RootEntry, RootNode};
 use nix_store::{StoreDir, StorePath};
+
+use super::args::CopyMode;
+
+/// What is copied in any case.
+///
+/// containerd looks users and groups up in the image before it mounts anything, and since 2.2 not
+/// through absolute links; runtimes mount over the files that tell of the network; scanners read
+/// which system it is from the layers.
+const COPIED: [&str; 10] = [
+    "etc/group",
+    "etc/gshadow",
+    "etc/hostname",
+    "etc/hosts",
+    "etc/nsswitch.conf",
+    "etc/os-release",
+    "etc/passwd",
+    "etc/resolv.conf",
+    "etc/shadow",
+    "usr/lib/os-release",
+];
 
 /// Most files and directories that the trees may have together. Links to
 /// directories are followed, and a few of them make very many paths.
@@ -32,6 +53,7 @@ pub(crate) fn add(
     tree: &mut LayerTree,
     store_dir: &StoreDir,
     roots: &[StorePath],
+    mode: CopyMode,
 ) -> anyhow::Result<()> {
     if roots.is_empty() {
         return Ok(());
@@ -41,6 +63,7 @@ pub(crate) fn add(
         store_dir: Path::new(store_dir.as_str()),
         real_store_dir: fs::canonicalize(store_dir.as_str())
             .with_context(|| format!("cannot find the store {store_dir}"))?,
+        mode,
         ancestors: Vec::new(),
         left: MAX_ENTRIES,
     };
@@ -63,6 +86,7 @@ struct Walk<'a> {
     store_dir: &'a Path,
     /// Where the store is if its directory is a link.
     real_store_dir: PathBuf,
+    mode: CopyMode,
     /// The directories from the root to the one that is being walked.
     ancestors: Vec<PathBuf>,
     left: u32,
@@ -85,13 +109,9 @@ impl Walk<'_> {
             } else if let Some(directory) = self.linked_directory(&source) {
                 self.subdirectory(&directory, &path)?;
             } else {
-                // A link that leads nowhere here may lead somewhere in the container.
-                let file = fs::canonicalize(&source).unwrap_or_else(|_| source.clone());
-                self.tree.add_root_entry(&RootEntry {
-                    path,
-                    source,
-                    file: Some(file),
-                })?;
+                let node = self.leaf(&path, &source)?;
+                self.tree
+                    .add_root_entry(&RootEntry { path, source, node })?;
             }
         }
         self.ancestors.pop();
@@ -102,9 +122,30 @@ impl Walk<'_> {
         self.tree.add_root_entry(&RootEntry {
             path: path.to_owned(),
             source: source.to_owned(),
-            file: None,
+            node: RootNode::Directory,
         })?;
         self.directory(source, path)
+    }
+
+    /// What becomes of anything but a directory.
+    fn leaf(&self, path: &Path, source: &Path) -> anyhow::Result<RootNode> {
+        // A link that leads nowhere here may lead somewhere in the container.
+        let file = fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
+        let is_copied =
+            self.mode == CopyMode::Copy || COPIED.iter().any(|copied| Path::new(copied) == path);
+        // Out of the store, it would be a file of this machine.
+        if is_copied && file.starts_with(&self.real_store_dir) {
+            let look = || format!("cannot look at {}", source.display());
+            let metadata = fs::symlink_metadata(&file).with_context(look)?;
+            if metadata.is_file() {
+                return Ok(RootNode::Copy {
+                    executable: metadata.permissions().mode() & 0o111 != 0,
+                    size: metadata.len(),
+                    file,
+                });
+            }
+        }
+        Ok(RootNode::Link { file })
     }
 
     /// The directory in the store that a link leads to.
@@ -129,7 +170,7 @@ impl Walk<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, os::unix::fs::symlink};
+    use std::{collections::BTreeMap, fs::File, io::Read, os::unix::fs::symlink};
 
     use nix_image::{Compression, Layer};
     use nix_store::LayerClosure;
@@ -168,16 +209,29 @@ mod tests {
 
         /// What the layer has outside the store: directories, and links with their targets.
         fn farm(&self, roots: &[&str]) -> anyhow::Result<BTreeMap<String, String>> {
+            self.root(roots, CopyMode::Symlink)
+        }
+
+        /// The same with the contents of files, behind their modes.
+        fn root(&self, roots: &[&str], mode: CopyMode) -> anyhow::Result<BTreeMap<String, String>> {
             let roots: Vec<_> = roots.iter().map(|root| self.path(root)).collect();
             let mut tree = LayerTree::default();
-            add(&mut tree, &self.store_dir, &roots)?;
-            let layer = Layer::pack(&tree, &LayerClosure::default())?;
-            let mut tar = tar::Archive::new(Compression::Gzip.decoder(&*layer.blob)?);
+            add(&mut tree, &self.store_dir, &roots, mode)?;
+            let (closure, plain) = (LayerClosure::default(), Compression::None);
+            let mut layer = Vec::new();
+            Layer::pack(&tree, &closure, plain, |path| File::open(path), &mut layer)?;
+            let mut tar = tar::Archive::new(&*layer);
             let entries = tar.entries()?.map(|entry| {
-                let entry = entry.unwrap();
-                let target = entry.link_name().unwrap();
-                let target = target.map_or(String::new(), |target| target.display().to_string());
-                (entry.path().unwrap().display().to_string(), target)
+                let mut entry = entry.unwrap();
+                let path = entry.path().unwrap().display().to_string();
+                let mut what = String::new();
+                if let Some(target) = entry.link_name().unwrap() {
+                    what = target.display().to_string();
+                } else if entry.header().entry_type().is_file() {
+                    what = format!("{:o} ", entry.header().mode().unwrap());
+                    entry.read_to_string(&mut what).unwrap();
+                }
+                (path, what)
             });
             Ok(entries.collect())
         }
@@ -290,6 +344,34 @@ mod tests {
             let message = format!("{:#}", store.farm(&[root]).unwrap_err());
             assert!(message.contains(reason), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_read_before_anything_is_mounted_is_copied() {
+        let store = Store::new();
+        let passwd = store.file("users", "etc/passwd");
+        fs::write(&passwd, "root").unwrap();
+        store.link("env", "etc/passwd", &passwd);
+        store.link("env", "etc/group", "/etc/group");
+        store.link("env", "etc/hosts", "nowhere");
+        let tool = store.file("env", "bin/tool");
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o555)).unwrap();
+        let link = |file: &str| store.expected(&[("", file)])[""].clone();
+        let mut expected: BTreeMap<_, _> = [
+            ("bin/", String::new()),
+            ("bin/tool", link("env/bin/tool")),
+            ("etc/", String::new()),
+            // Not the file of this machine.
+            ("etc/group", link("env/etc/group")),
+            ("etc/hosts", link("env/etc/hosts")),
+            ("etc/passwd", "644 root".to_owned()),
+        ]
+        .map(|(path, what)| (path.to_owned(), what))
+        .into();
+        assert_eq!(store.root(&["env"], CopyMode::Symlink).unwrap(), expected);
+
+        expected.insert("bin/tool".to_owned(), "755 ".to_owned());
+        assert_eq!(store.root(&["env"], CopyMode::Copy).unwrap(), expected);
     }
 
     #[test]
