@@ -1,6 +1,7 @@
 //! All tests as one program, one subject a file: linking is what takes long.
 
 mod bad_input;
+mod build;
 mod closures;
 mod collector;
 mod conformance;
