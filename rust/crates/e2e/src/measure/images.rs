@@ -1,6 +1,9 @@
 //! What the size of a closure costs: images of a thousand store paths beside an ordinary one.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 
@@ -96,25 +99,46 @@ fn measure_images(
     Ok(())
 }
 
+/// How many store paths a large closure has.
+const LARGE: usize = 10_000;
+
 /// `nix2container build`, as a process.
 ///
 /// # Errors
 /// What the CLI says.
 pub fn building(host: &Host, many: &Path, table: &mut Table) -> Result<()> {
     let archive = host.dir().join(unique("archive"));
+    let (store, list) = large_closure(host)?;
+    let store = store.to_str().context("a path in UTF-8")?;
     let subjects = [
-        ("closure format", &[][..]),
-        ("per-path format", &["--annotations", "per-path"]),
+        ("closure format", many, &[][..]),
+        ("per-path format", many, &["--annotations", "per-path"]),
+        ("10,000 paths", &*list, &["--store-dir", store]),
     ];
-    let times = in_turns(&subjects, |(_, flags)| {
-        let mut build = build_command(host, &reference("bench"), &["/x"], many, &archive)?;
+    let times = in_turns(&subjects, |(_, closure, flags)| {
+        let mut build = build_command(host, &reference("bench"), &["/x"], closure, &archive)?;
         build.args(*flags);
         timed(|| succeed(&mut build).map(drop))
     })?;
-    for ((name, _), times) in subjects.iter().zip(times) {
+    for ((name, ..), times) in subjects.iter().zip(times) {
         table.times("nix2container build", name, times);
     }
     Ok(())
+}
+
+/// A store of [`LARGE`] directories that Nix does not know, and the list of them.
+fn large_closure(host: &Host) -> Result<(PathBuf, PathBuf)> {
+    let store = host.dir().join(unique("store"));
+    let mut list = String::new();
+    for number in 0..LARGE {
+        let path = store.join(format!("{number:032}-package"));
+        fs::create_dir_all(&path)?;
+        list += path.to_str().context("a path in UTF-8")?;
+        list.push('\n');
+    }
+    let file = host.dir().join(unique("list"));
+    fs::write(&file, list)?;
+    Ok((store, file))
 }
 
 /// `ctr run --rm --null-io` of a static program.
