@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Compression, Digest, Platform};
+use crate::{Compression, Digest, Error, Platform};
 
 /// Media types of OCI 1.1 and of Docker's image format 2.
 pub mod media_type {
@@ -156,6 +156,33 @@ pub struct Index {
     pub schema_version: u32,
 }
 
+impl Index {
+    /// The index of one image for several platforms, and the bytes it is stored as.
+    ///
+    /// The order of the manifests does not count: they stand in that of their platforms. What an
+    /// archive notes of them for itself, their name there, is left out.
+    ///
+    /// # Errors
+    /// [`Error::Json`].
+    pub fn of_platforms(mut manifests: Vec<Descriptor>) -> Result<(Descriptor, Vec<u8>), Error> {
+        for manifest in &mut manifests {
+            manifest.annotations.remove(IMAGE_NAME);
+            manifest.annotations.remove(REF_NAME);
+        }
+        manifests.sort_by_cached_key(|manifest| {
+            let platform = manifest.platform.as_ref().map(Platform::to_string);
+            (platform, manifest.digest)
+        });
+        let index = Self {
+            manifests,
+            media_type: media_type::INDEX.to_owned(),
+            schema_version: 2,
+        };
+        let json = serde_json::to_vec(&index).map_err(|source| Error::Json { source })?;
+        Ok((Descriptor::of(media_type::INDEX, &json), json))
+    }
+}
+
 /// Programs in Go write `null` for an empty list or map.
 pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
@@ -229,6 +256,34 @@ mod tests {
         let text = serde_json::to_string(document).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(text, value.to_string());
+    }
+
+    #[test]
+    fn an_index_of_platforms_does_not_depend_on_their_order() {
+        let manifest = |architecture: &str| {
+            let mut manifest = Descriptor::of(media_type::MANIFEST, architecture.as_bytes());
+            manifest.platform = Some(Platform {
+                architecture: architecture.into(),
+                os: "linux".into(),
+                variant: None,
+            });
+            manifest.annotations.insert(IMAGE_NAME.into(), "x".into());
+            manifest.annotations.insert(REF_NAME.into(), "x".into());
+            manifest.annotations.insert("kept".into(), "x".into());
+            manifest
+        };
+        let (amd, arm) = (manifest("amd64"), manifest("arm64"));
+        let (descriptor, json) = Index::of_platforms(vec![arm.clone(), amd.clone()]).unwrap();
+        let other = Index::of_platforms(vec![amd.clone(), arm.clone()]).unwrap();
+        assert_eq!((&descriptor, &json), (&other.0, &other.1));
+        assert_eq!(descriptor.digest, Digest::of(&json));
+        assert!(descriptor.is_index());
+
+        let index: Index = serde_json::from_slice(&json).unwrap();
+        let digests: Vec<_> = index.manifests.iter().map(|each| each.digest).collect();
+        assert_eq!(digests, [amd.digest, arm.digest]);
+        let names: Vec<_> = index.manifests[0].annotations.keys().collect();
+        assert_eq!(names, ["kept"]);
     }
 
     #[test]

@@ -90,6 +90,12 @@ impl Platform {
         (arch.starts_with("arm") && level < number(&host_variant).unwrap_or(8)).then_some(level)
     }
 
+    /// Whether it is the same platform, by whichever synonym.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.os == other.os && self.normal() == other.normal()
+    }
+
     /// Architecture and variant with the synonyms resolved that are found in
     /// images (containerd's `platforms.Normalize`).
     fn normal(&self) -> (Cow<'_, str>, Cow<'_, str>) {
@@ -150,6 +156,13 @@ mod tests {
             let message = Platform::parse(text).unwrap_err().to_string();
             assert!(message.contains(&format!("{text:?}")), "{message}");
         }
+    }
+
+    #[test]
+    fn synonyms_are_the_same_platform() {
+        assert!(platform("linux/arm64").is_same(&platform("linux/aarch64/v8")));
+        assert!(!platform("linux/arm/v6").is_same(&platform("linux/arm/v7")));
+        assert!(!platform("linux/amd64").is_same(&platform("windows/amd64")));
     }
 
     #[test]

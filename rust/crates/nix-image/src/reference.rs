@@ -119,6 +119,51 @@ impl Reference {
         matches!(self.object, Object::Digest(_))
     }
 
+    /// Whether Nix resolves it, not a registry: see [`NIX_PREFIX`].
+    #[must_use]
+    pub fn is_resolved_by_nix(&self) -> bool {
+        self.domain == NIX_PREFIX
+    }
+
+    /// The host, with its port if it has one: `docker.io`, `localhost:5000`.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository at that host: `library/hello`.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        &self.path
+    }
+
+    /// The tag, or else the digest: what registries know a manifest by.
+    #[must_use]
+    pub fn tag_or_digest(&self) -> String {
+        match &self.object {
+            Object::Tag(tag) => tag.clone(),
+            Object::Digest(digest) => digest.to_string(),
+        }
+    }
+
+    /// The digest, if that is what it has.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        match self.object {
+            Object::Tag(_) => None,
+            Object::Digest(digest) => Some(digest),
+        }
+    }
+
+    /// What has this digest, in the same repository.
+    #[must_use]
+    pub fn with_digest(&self, digest: Digest) -> Self {
+        Self {
+            object: Object::Digest(digest),
+            ..self.clone()
+        }
+    }
+
     /// The short form that docker shows and that `manifest.json` of an archive has:
     /// without `docker.io/` and `library/`.
     #[must_use]
@@ -269,6 +314,25 @@ mod tests {
     use super::*;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn the_parts_of_a_reference_are_those_that_registries_are_asked_with() {
+        let reference = Reference::parse("localhost:5000/a/b:v1").unwrap();
+        assert_eq!(reference.domain(), "localhost:5000");
+        assert_eq!(reference.repository(), "a/b");
+        assert_eq!(reference.tag_or_digest(), "v1");
+        assert_eq!(reference.digest(), None);
+        assert!(!reference.is_resolved_by_nix());
+
+        let digest = Digest::of(b"");
+        let pinned = reference.with_digest(digest);
+        assert_eq!(pinned.to_string(), format!("localhost:5000/a/b@{digest}"));
+        assert_eq!(pinned.tag_or_digest(), digest.to_string());
+        assert_eq!(pinned.digest(), Some(digest));
+
+        let archive = Path::new("/nix/store/8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-a.tar");
+        assert!(Reference::nix(archive).unwrap().is_resolved_by_nix());
+    }
 
     #[test]
     fn references_are_normalised_as_docker_does() {
