@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix_image::Reference;
 use tracing_subscriber::EnvFilter;
 
-use crate::{build::BuildArgs, progress::Progress};
+use crate::{build::BuildArgs, progress::Progress, push::PushArgs};
 
 /// Builds OCI images out of Nix closures and loads them into containerd.
 #[derive(Parser)]
@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Build(Box<BuildArgs>),
     /// Loads the images of an archive into containerd and unpacks them.
     Load(LoadArgs),
+    /// Pushes the image of an archive to a registry.
+    Push(PushArgs),
 }
 
 #[derive(Args)]

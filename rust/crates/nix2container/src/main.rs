@@ -1,7 +1,8 @@
-//! `nix2container` builds OCI images out of Nix closures and loads them into containerd.
+//! `nix2container` builds OCI images out of Nix closures, loads them into containerd and pushes
+//! them to registries.
 //!
-//! One file or folder a command: `build` and `load`. `containerd` speaks to containerd;
-//! `archive_file` opens archives; `progress` tells how far a command is.
+//! One file or folder a command: `build`, `load` and `push`. `containerd` speaks to containerd, and
+//! `registry` to registries; `archive_file` opens archives; `progress` tells how far a command is.
 //! What an image is made of is the matter of the crate `nix-image`, which does no
 //! I/O of its own.
 
@@ -11,6 +12,8 @@ mod cli;
 mod containerd;
 mod load;
 mod progress;
+mod push;
+mod registry;
 
 use std::process::ExitCode;
 
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Build(args) => build::run(&args),
         Command::Load(args) => load::run(&cli.containerd, &args, &progress),
+        Command::Push(args) => push::run(&args, &progress),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
