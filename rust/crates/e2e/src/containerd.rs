@@ -171,21 +171,23 @@ impl Containerd {
         command
     }
 
-    /// Calls `nix2container load`.
+    /// Calls `nix2container` for this containerd.
     #[must_use]
-    pub fn load_command(&self, snapshotter: &str, archive: &Path) -> Command {
+    pub fn nix2container(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.nix2container);
         command
             .arg("--address")
             .arg(self.socket())
-            .args([
-                "--namespace",
-                &self.namespace,
-                "load",
-                "--snapshotter",
-                snapshotter,
-            ])
-            .arg(archive);
+            .args(["--namespace", &self.namespace])
+            .args(arguments);
+        command
+    }
+
+    /// Calls `nix2container load`.
+    #[must_use]
+    pub fn load_command(&self, snapshotter: &str, archive: &Path) -> Command {
+        let mut command = self.nix2container(&["load", "--snapshotter", snapshotter]);
+        command.arg(archive);
         command
     }
 

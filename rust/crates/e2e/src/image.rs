@@ -123,6 +123,7 @@ impl Layer {
 /// An image in the making.
 pub struct Image {
     reference: String,
+    architecture: String,
     config: Value,
     layers: Vec<Layer>,
 }
@@ -133,9 +134,17 @@ impl Image {
     pub fn new(reference: &str) -> Self {
         Self {
             reference: reference.to_owned(),
+            architecture: architecture().to_owned(),
             config: json!({}),
             layers: Vec::new(),
         }
+    }
+
+    /// Has it be for another processor.
+    #[must_use]
+    pub fn architecture(mut self, architecture: &str) -> Self {
+        architecture.clone_into(&mut self.architecture);
+        self
     }
 
     /// Adds a layer on top.
@@ -164,6 +173,32 @@ impl Image {
     /// The file cannot be written.
     pub fn write(self, archive: &Path) -> Result<()> {
         let mut blobs = Blobs::default();
+        let reference = self.reference.clone();
+        let manifest = self.manifest(&mut blobs)?;
+        blobs.write(archive, &reference, manifest)
+    }
+
+    /// Writes an OCI archive of one image for several platforms, under the name of the first.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_all(images: Vec<Self>, archive: &Path) -> Result<()> {
+        let mut blobs = Blobs::default();
+        let mut manifests = Vec::new();
+        let reference = images.first().map(|image| image.reference.clone());
+        for image in images {
+            let platform = json!({ "architecture": image.architecture, "os": "linux" });
+            let mut manifest = image.manifest(&mut blobs)?;
+            manifest["platform"] = platform;
+            manifests.push(manifest);
+        }
+        let index = index(&manifests);
+        let index = blobs.add_json(INDEX, &index);
+        blobs.write(archive, &reference.unwrap_or_default(), index)
+    }
+
+    /// Keeps its blobs and gives the descriptor of its manifest.
+    fn manifest(self, blobs: &mut Blobs) -> Result<Value> {
         let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
         for layer in self.layers {
             let mut descriptor = blobs.add(
@@ -179,14 +214,14 @@ impl Image {
         let config = blobs.add_json(
             "application/vnd.oci.image.config.v1+json",
             &json!({
-                "architecture": architecture(),
+                "architecture": self.architecture,
                 "os": "linux",
                 "config": self.config,
                 "rootfs": { "type": "layers", "diff_ids": diff_ids },
             }),
         );
         let media_type = "application/vnd.oci.image.manifest.v1+json";
-        let mut manifest = blobs.add_json(
+        Ok(blobs.add_json(
             media_type,
             &json!({
                 "schemaVersion": 2,
@@ -194,29 +229,14 @@ impl Image {
                 "config": config,
                 "layers": layers,
             }),
-        );
-        let tag = self
-            .reference
-            .rsplit_once(':')
-            .map_or("latest", |(_, tag)| tag);
-        manifest["annotations"] = json!({
-            "io.containerd.image.name": self.reference,
-            "org.opencontainers.image.ref.name": tag,
-        });
-        let index = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [manifest],
-        });
-
-        let mut files = blobs.0;
-        files.insert(
-            "oci-layout".to_owned(),
-            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
-        );
-        files.insert("index.json".to_owned(), index.to_string().into_bytes());
-        write_tar(archive, &files)
+        ))
     }
+}
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+fn index(manifests: &[Value]) -> Value {
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
 }
 
 /// Writes files by name into a tar.
@@ -269,6 +289,23 @@ impl Blobs {
 
     fn add_json(&mut self, media_type: &str, document: &Value) -> Value {
         self.add(media_type, document.to_string().into_bytes())
+    }
+
+    /// Writes them as an archive whose one image has this root.
+    fn write(self, archive: &Path, reference: &str, mut root: Value) -> Result<()> {
+        let tag = reference.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+        root["annotations"] = json!({
+            "io.containerd.image.name": reference,
+            "org.opencontainers.image.ref.name": tag,
+        });
+        let mut files = self.0;
+        files.insert(
+            "oci-layout".to_owned(),
+            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+        );
+        let index = index(&[root]).to_string().into_bytes();
+        files.insert("index.json".to_owned(), index);
+        write_tar(archive, &files)
     }
 }
 

@@ -64,6 +64,15 @@ pub enum Error {
         platform: String,
     },
 
+    /// A text that should be a platform is none.
+    #[error("{text} is not a platform: {reason}; write it as in `linux/arm64` or `linux/arm/v7`")]
+    PlatformText {
+        /// The text, shortened for display.
+        text: String,
+        /// The rule that it breaks.
+        reason: &'static str,
+    },
+
     /// The config that a user gives has a key that cannot be.
     #[error(
         "key {key} {reason}; the keys of a config are {}",

@@ -1,6 +1,6 @@
 //! The platform that an image is for.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +111,38 @@ impl Platform {
     }
 }
 
+impl FromStr for Platform {
+    type Err = Error;
+
+    /// Parses what a user writes: `os/architecture`, and `/variant` if there is one.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refuse = |reason| Error::PlatformText {
+            text: shorten(text),
+            reason,
+        };
+        let mut parts = text.split('/');
+        let (Some(os), Some(architecture), variant, None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(refuse("it has not two or three parts"));
+        };
+        let is_name = |part: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            !part.is_empty() && part.bytes().all(allowed)
+        };
+        if !text.split('/').all(is_name) {
+            return Err(refuse(
+                "a part is empty or has a character other than a-z A-Z 0-9 - _ .",
+            ));
+        }
+        Ok(Self {
+            architecture: architecture.to_owned(),
+            os: os.to_owned(),
+            variant: variant.map(str::to_owned),
+        })
+    }
+}
+
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
@@ -126,11 +158,26 @@ mod tests {
     use super::*;
 
     fn platform(text: &str) -> Platform {
-        let mut parts = text.split('/').map(str::to_owned);
-        Platform {
-            os: parts.next().unwrap(),
-            architecture: parts.next().unwrap(),
-            variant: parts.next(),
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_platform_is_what_is_written() {
+        for text in ["linux/amd64", "linux/arm/v7", "linux/x86_64"] {
+            assert_eq!(platform(text).to_string(), text);
+        }
+        for text in [
+            "",
+            "linux",
+            "linux/",
+            "/amd64",
+            "linux/arm/",
+            "linux/arm/v7/x",
+            "linux/a\u{1b}",
+        ] {
+            let message = text.parse::<Platform>().unwrap_err().to_string();
+            assert!(message.contains("linux/arm64"), "{message}");
+            assert!(!message.contains('\u{1b}'), "{message}");
         }
     }
 

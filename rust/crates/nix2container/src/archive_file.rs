@@ -21,6 +21,33 @@ const MAX_DEPTH: usize = 3;
 /// An archive, or a directory, of images.
 pub(crate) type ImageArchive = Archive<ImageFile>;
 
+/// What stands for standard input where an archive is named.
+pub(crate) const STDIN: &str = "-";
+
+/// Opens the archive at `path`, or the one on standard input if that is `-`.
+pub(crate) fn open_or_stdin(path: &Path) -> anyhow::Result<ImageArchive> {
+    match path.as_os_str() == STDIN {
+        true => from_stream(io::stdin().lock()),
+        false => open(path),
+    }
+}
+
+/// Reads an archive from a stream into an unnamed temporary file, and decompresses it meanwhile.
+fn from_stream(mut stream: impl Read) -> anyhow::Result<ImageArchive> {
+    const NAME: &str = "standard input";
+    let mut beginning = Vec::new();
+    stream
+        .by_ref()
+        .take(Compression::MAGIC_BYTES as u64)
+        .read_to_end(&mut beginning)
+        .with_context(|| format!("cannot read {NAME}"))?;
+    let compression = Compression::detect(&beginning);
+    let file = decompressed(beginning.chain(stream), compression)
+        .map_err(|error| not_decompressed(NAME, error))?;
+    let file = ImageFile::Archive(BufReader::new(file));
+    Ok(Archive::open(NAME, file)?)
+}
+
 /// Opens the archive or directory at `path`. An archive that is compressed as a whole is
 /// decompressed into an unnamed temporary file, of which nothing is left at the end.
 pub(crate) fn open(path: &Path) -> anyhow::Result<ImageArchive> {
@@ -35,18 +62,8 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<ImageArchive> {
     }
     let compression = compression(&mut file).with_context(|| format!("cannot read {name}"))?;
     if compression != Compression::None {
-        file = decompressed(file, compression).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::InvalidData
-            | io::ErrorKind::InvalidInput
-            | io::ErrorKind::Other => anyhow!(error).context(format!(
-                "{name} is truncated or damaged: make or copy it again"
-            )),
-            _ => anyhow!(error).context(format!(
-                "cannot decompress {name} into a file in {}",
-                env::temp_dir().display()
-            )),
-        })?;
+        file = decompressed(file, compression)
+            .map_err(|error| not_decompressed(&name.to_string(), error))?;
     }
     let file = ImageFile::Archive(BufReader::new(file));
     Ok(Archive::open(name.to_string(), file)?)
@@ -60,11 +77,27 @@ fn compression(file: &mut File) -> io::Result<Compression> {
     Ok(Compression::detect(&beginning))
 }
 
-fn decompressed(file: File, compression: Compression) -> io::Result<File> {
+fn decompressed(packed: impl Read, compression: Compression) -> io::Result<File> {
     let mut plain = tempfile::tempfile()?;
-    io::copy(&mut compression.decoder(file)?, &mut plain)?;
+    io::copy(&mut compression.decoder(packed)?, &mut plain)?;
     plain.rewind()?;
     Ok(plain)
+}
+
+/// Why an archive cannot be decompressed, by what the decoder or the disk says.
+fn not_decompressed(name: &str, error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::InvalidData
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::Other => anyhow!(error).context(format!(
+            "{name} is truncated or damaged: make or copy it again"
+        )),
+        _ => anyhow!(error).context(format!(
+            "cannot write {name} to a file in {}",
+            env::temp_dir().display()
+        )),
+    }
 }
 
 /// The files of a directory by their names in it, each with its size.
@@ -206,6 +239,9 @@ mod tests {
                     "{len}: {message}"
                 );
                 assert!(message.contains(file.path().to_str().unwrap()), "{message}");
+
+                let message = format!("{:#}", from_stream(&packed[..len]).unwrap_err());
+                assert!(message.contains("standard input"), "{len}: {message}");
             }
         }
     }

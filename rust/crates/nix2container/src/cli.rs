@@ -3,10 +3,9 @@
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use nix_image::Reference;
 use tracing_subscriber::EnvFilter;
 
-use crate::{build::BuildArgs, progress::Progress, push::PushArgs};
+use crate::{build::BuildArgs, load::LoadArgs, progress::Progress, push::PushArgs};
 
 /// Builds OCI images out of Nix closures and loads them into containerd.
 #[derive(Parser)]
@@ -51,23 +50,10 @@ pub(crate) struct ContainerdArgs {
 pub(crate) enum Command {
     /// Builds an image of a closure, as an OCI archive.
     Build(Box<BuildArgs>),
-    /// Loads the images of an archive into containerd and unpacks them.
+    /// Loads the images of archives into containerd and unpacks them.
     Load(LoadArgs),
     /// Pushes the image of an archive to a registry.
     Push(PushArgs),
-}
-
-#[derive(Args)]
-pub(crate) struct LoadArgs {
-    /// The snapshotter to unpack the images with.
-    #[arg(long, default_value = "nix")]
-    pub(crate) snapshotter: String,
-    /// The name of the image, instead of the one in the archive.
-    #[arg(long, value_name = "REFERENCE", value_parser = Reference::parse)]
-    pub(crate) r#ref: Option<Reference>,
-    /// The archive: OCI or `docker save`, plain, gzip or zstd.
-    #[arg(value_name = "ARCHIVE")]
-    pub(crate) archive: PathBuf,
 }
 
 /// How much to log.
@@ -174,7 +160,15 @@ mod tests {
             &["nix2container", "build", "--label", "x", "OUT"],
             &["nix2container", "build", "--compression", "xz", "OUT"],
             &["nix2container", "load"],
-            &["nix2container", "load", "a", "b"],
+            &["nix2container", "load", "--platform", "arm64", "a"],
+            &[
+                "nix2container",
+                "load",
+                "--all-platforms",
+                "--platform",
+                "linux/arm64",
+                "a",
+            ],
         ] {
             assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
         }

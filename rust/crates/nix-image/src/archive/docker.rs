@@ -95,10 +95,20 @@ pub(super) fn open<R: Read + Seek>(
         blobs.insert(descriptor.digest, Blob::Document(document));
 
         if entry.repo_tags.is_empty() {
-            add_image(&mut images, None, vec![descriptor.clone()]);
+            add_image(
+                &mut images,
+                None,
+                descriptor.clone(),
+                vec![descriptor.clone()],
+            );
         }
         for name in entry.repo_tags {
-            add_image(&mut images, Some(name), vec![descriptor.clone()]);
+            add_image(
+                &mut images,
+                Some(name),
+                descriptor.clone(),
+                vec![descriptor.clone()],
+            );
         }
     }
     Ok((images, blobs))

@@ -45,7 +45,9 @@ pub(super) enum Blob {
 pub struct ArchiveImage {
     /// The whole name, as it stands in the archive.
     pub name: Option<String>,
-    /// The manifests, each for another platform.
+    /// What the archive lists under the name: mostly one index, or one manifest.
+    pub roots: Vec<Descriptor>,
+    /// The manifests of these, each for another platform.
     pub manifests: Vec<Descriptor>,
 }
 
@@ -140,8 +142,8 @@ impl<R: Read + Seek> Archive<R> {
         for descriptor in index.manifests {
             let name = image_name(&descriptor);
             let mut manifests = Vec::new();
-            archive.flatten(descriptor, 0, &mut left, &mut manifests)?;
-            add_image(&mut archive.images, name, manifests);
+            archive.flatten(descriptor.clone(), 0, &mut left, &mut manifests)?;
+            add_image(&mut archive.images, name, descriptor, manifests);
         }
         Ok(archive)
     }
@@ -502,14 +504,22 @@ fn image_name(descriptor: &Descriptor) -> Option<String> {
         .cloned()
 }
 
-/// Adds manifests to the image of that name.
+/// Adds what is listed under a name, with its manifests, to the image of that name.
 pub(super) fn add_image(
     images: &mut Vec<ArchiveImage>,
     name: Option<String>,
+    root: Descriptor,
     manifests: Vec<Descriptor>,
 ) {
     match images.iter_mut().find(|image| image.name == name) {
-        Some(image) => image.manifests.extend(manifests),
-        None => images.push(ArchiveImage { name, manifests }),
+        Some(image) => {
+            image.roots.push(root);
+            image.manifests.extend(manifests);
+        }
+        None => images.push(ArchiveImage {
+            name,
+            roots: vec![root],
+            manifests,
+        }),
     }
 }

@@ -9,7 +9,7 @@ use containerd_client::services::v1::{
     Info, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
     content_client::ContentClient,
 };
-use nix_image::{Descriptor, Digest, Manifest, archive::Archive};
+use nix_image::{Descriptor, Digest, Index, Manifest, archive::Archive};
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -166,17 +166,27 @@ impl WriteSession {
     }
 }
 
-/// The labels by which a manifest keeps its config and layers from being collected
-/// (containerd's `images.ChildGCLabels`).
-pub(crate) fn gc_labels(manifest: &Manifest) -> HashMap<String, String> {
-    const PREFIX: &str = "containerd.io/gc.ref.content";
+/// What the labels begin with by which a blob keeps others from being collected (containerd's
+/// `images.ChildGCLabels`).
+const GC_PREFIX: &str = "containerd.io/gc.ref.content";
+
+/// The labels by which an index keeps its manifests.
+pub(crate) fn index_gc_labels(index: &Index) -> HashMap<String, String> {
+    let manifests = index.manifests.iter().enumerate();
+    manifests
+        .map(|(at, manifest)| (format!("{GC_PREFIX}.m.{at}"), manifest.digest.to_string()))
+        .collect()
+}
+
+/// The labels by which a manifest keeps its config and layers.
+pub(crate) fn manifest_gc_labels(manifest: &Manifest) -> HashMap<String, String> {
     let config = (
-        format!("{PREFIX}.config"),
+        format!("{GC_PREFIX}.config"),
         manifest.config.digest.to_string(),
     );
     let layers = manifest.layers.iter().enumerate();
     layers
-        .map(|(index, layer)| (format!("{PREFIX}.l.{index}"), layer.digest.to_string()))
+        .map(|(index, layer)| (format!("{GC_PREFIX}.l.{index}"), layer.digest.to_string()))
         .chain([config])
         .collect()
 }

@@ -13,7 +13,7 @@ use std::{io, path::Path};
 
 use anyhow::{Context, anyhow};
 use containerd_client::types;
-pub(crate) use content::gc_labels;
+pub(crate) use content::{index_gc_labels, manifest_gc_labels};
 use nix_image::Descriptor;
 use tonic::{
     Code, Request, Status,

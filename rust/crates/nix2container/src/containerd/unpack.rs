@@ -19,6 +19,7 @@ use nix_image::{Descriptor, Digest, annotations, archive::StoredImage};
 use tonic::{Code, transport::Channel};
 
 use super::{Containerd, MAX_MESSAGE_BYTES, descriptor, leases::unique_id, refused, unless_exists};
+use crate::progress::Progress;
 
 /// How often a snapshot is prepared that exists and is not to be found: somebody
 /// may have removed it in between.
@@ -40,6 +41,7 @@ impl Containerd {
         &self,
         snapshotter: &str,
         image: &StoredImage,
+        progress: &Progress,
     ) -> anyhow::Result<usize> {
         let mut unpacked = 0;
         let mut parent = String::new();
@@ -57,8 +59,12 @@ impl Containerd {
                 labels: labels.collect(),
                 chain_id,
             };
+            let task = progress.begin(format!("unpacking {}", layer.digest), layer.size);
             if self.extract(snapshotter, &extraction).await? {
                 unpacked += 1;
+                task.end("done");
+            } else {
+                task.end("exists already");
             }
             parent = extraction.chain_id;
         }
