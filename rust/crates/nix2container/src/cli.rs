@@ -5,7 +5,9 @@ use std::{io::IsTerminal, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::{build::BuildArgs, load::LoadArgs, progress::Progress, push::PushArgs};
+use crate::{
+    build::BuildArgs, load::LoadArgs, progress::Progress, push::PushArgs, unload::UnloadArgs,
+};
 
 /// Builds OCI images out of Nix closures and loads them into containerd.
 #[derive(Parser)]
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Pushes the image of an archive to a registry.
     Push(PushArgs),
+    /// Removes images from containerd, with all that nothing else needs.
+    Unload(UnloadArgs),
 }
 
 /// How much to log.
@@ -160,6 +164,7 @@ mod tests {
             &["nix2container", "build", "--label", "x", "OUT"],
             &["nix2container", "build", "--compression", "xz", "OUT"],
             &["nix2container", "load"],
+            &["nix2container", "unload"],
             &["nix2container", "load", "--platform", "arm64", "a"],
             &[
                 "nix2container",

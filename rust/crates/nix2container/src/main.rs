@@ -1,7 +1,7 @@
 //! `nix2container` builds OCI images out of Nix closures, loads them into containerd and pushes
 //! them to registries.
 //!
-//! One file or folder a command: `build`, `load` and `push`. `containerd` speaks to containerd, and
+//! One file or folder a command: `build`, `load`, `unload` and `push`. `containerd` speaks to containerd, and
 //! `registry` to registries; `archive_file` opens archives; `progress` tells how far a command is.
 //! What an image is made of is the matter of the crate `nix-image`, which does no
 //! I/O of its own.
@@ -11,9 +11,11 @@ mod build;
 mod cli;
 mod containerd;
 mod load;
+mod output;
 mod progress;
 mod push;
 mod registry;
+mod unload;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Load(args) => load::run(&cli.containerd, &args, &progress),
         Command::Push(args) => push::run(&args, &progress),
+        Command::Unload(args) => unload::run(&cli.containerd, &args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -23,3 +23,4 @@ mod run;
 mod service;
 mod substitution;
 mod through_containerd;
+mod unload;

@@ -1,12 +1,28 @@
 //! Images by name.
 
+use anyhow::{Context, anyhow};
 use containerd_client::services::v1::{
-    CreateImageRequest, Image, UpdateImageRequest, images_client::ImagesClient,
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
+    UpdateImageRequest, images_client::ImagesClient,
 };
 use nix_image::{Descriptor, Reference};
 use prost_types::FieldMask;
+use tonic::{Code, transport::Channel};
 
-use super::{Containerd, descriptor, refused, unless_exists};
+use super::{Containerd, descriptor, from_descriptor, refused, unless_exists};
+use crate::output::printable;
+
+/// Most names that a message lists.
+const LISTED: usize = 20;
+
+/// An image that containerd has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamedImage {
+    /// Its name, mostly a normalised reference.
+    pub(crate) name: String,
+    /// The manifest or index that it stands for.
+    pub(crate) target: Descriptor,
+}
 
 impl Containerd {
     /// Has `reference` name the image of this manifest. Labels of an image that it
@@ -22,7 +38,7 @@ impl Containerd {
             target: Some(descriptor(manifest)),
             ..Image::default()
         };
-        let mut images = ImagesClient::new(self.channel.clone());
+        let mut images = self.images();
         let create = CreateImageRequest {
             image: Some(image.clone()),
             ..CreateImageRequest::default()
@@ -39,5 +55,119 @@ impl Containerd {
             images.update(self.request(update)).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// The image that a user means: by the normalised name, as `load` gives it, or by the very
+    /// words, as other clients may have named it.
+    ///
+    /// # Errors
+    /// An unknown name; the message has the names that there are.
+    pub(crate) async fn find_image(&self, words: &str) -> anyhow::Result<NamedImage> {
+        let normalised = Reference::parse(words).map(|reference| reference.to_string());
+        let names = normalised.iter().map(String::as_str).chain([words]);
+        for name in names {
+            if let Some(image) = self.image(name).await? {
+                return Ok(image);
+            }
+        }
+        let known = self.image_names().await?;
+        let namespace = self.namespace.to_str().unwrap_or_default();
+        let name = normalised.as_deref().unwrap_or(words);
+        Err(anyhow!(unknown(name, namespace, &known)))
+    }
+
+    async fn image(&self, name: &str) -> anyhow::Result<Option<NamedImage>> {
+        let request = GetImageRequest {
+            name: name.to_owned(),
+        };
+        let found = match self.images().get(self.request(request)).await {
+            Ok(found) => found.into_inner().image.unwrap_or_default(),
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => {
+                return Err(refused(
+                    format_args!("find the image {}", printable(name)),
+                    &status,
+                ));
+            }
+        };
+        let target = found.target.unwrap_or_default();
+        let target = from_descriptor(target)
+            .with_context(|| format!("the image {} of containerd is damaged", printable(name)))?;
+        Ok(Some(NamedImage {
+            name: found.name,
+            target,
+        }))
+    }
+
+    async fn image_names(&self) -> anyhow::Result<Vec<String>> {
+        let request = self.request(ListImagesRequest::default());
+        let listed = self.images().list(request).await;
+        let images = listed
+            .map_err(|status| refused("list its images", &status))?
+            .into_inner()
+            .images;
+        Ok(images.into_iter().map(|image| image.name).collect())
+    }
+
+    /// Takes the name from an image, and returns when what nothing else refers to is collected.
+    pub(crate) async fn untag(&self, image: &NamedImage) -> anyhow::Result<()> {
+        let request = DeleteImageRequest {
+            name: image.name.clone(),
+            sync: true,
+            ..DeleteImageRequest::default()
+        };
+        let deleted = self.images().delete(self.request(request)).await;
+        deleted.map_err(|status| {
+            refused(
+                format_args!("remove the image {}", printable(&image.name)),
+                &status,
+            )
+        })?;
+        Ok(())
+    }
+
+    fn images(&self) -> ImagesClient<Channel> {
+        ImagesClient::new(self.channel.clone())
+    }
+}
+
+/// What is said of a name that no image has.
+fn unknown(name: &str, namespace: &str, known: &[String]) -> String {
+    let name = printable(name);
+    if known.is_empty() {
+        return format!(
+            "containerd has no image {name}, and none at all in its namespace {namespace}: choose another with \
+             --namespace, or load one"
+        );
+    }
+    let mut known: Vec<_> = known.iter().map(|name| printable(name)).collect();
+    known.sort_unstable();
+    let more = match known.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    known.truncate(LISTED);
+    format!(
+        "containerd has no image {name} in its namespace {namespace}: it has {}{more}",
+        known.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_answered_with_those_that_there_are() {
+        let names = |count: usize| (0..count).map(|n| format!("image-{n:02}")).collect();
+        let message = unknown("nobody", "default", &Vec::new());
+        assert!(message.contains("--namespace"), "{message}");
+        let known: Vec<String> = names(2);
+        let message = unknown("nobody", "default", &known);
+        assert!(message.ends_with("it has image-00, image-01"), "{message}");
+        let message = unknown("nobody", "default", &names(22));
+        assert!(message.ends_with("image-19, and 2 more"), "{message}");
+        let message = unknown("\u{1b}[2J", "default", &["a\u{7}".to_owned()]);
+        assert!(!message.contains(char::is_control), "{message}");
     }
 }

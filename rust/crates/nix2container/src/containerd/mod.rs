@@ -1,6 +1,6 @@
-//! containerd as its clients see it, from 1.7 on: what `load` needs of its services.
+//! containerd as its clients see it, from 1.7 on: what the commands need of its services.
 //!
-//! Everything happens under a lease: containerd's garbage collector spares what a
+//! What is loaded is loaded under a lease: containerd's garbage collector spares what a
 //! lease holds, and collects what is left when the lease goes and nothing that
 //! lasts, an image, refers to it.
 
@@ -14,6 +14,7 @@ use std::{io, path::Path};
 use anyhow::{Context, anyhow};
 use containerd_client::types;
 pub(crate) use content::{index_gc_labels, manifest_gc_labels};
+pub(crate) use images::NamedImage;
 use nix_image::Descriptor;
 use tonic::{
     Code, Request, Status,
@@ -124,6 +125,17 @@ fn descriptor(descriptor: &Descriptor) -> types::Descriptor {
         size: size(descriptor),
         ..types::Descriptor::default()
     }
+}
+
+/// The reverse of [`descriptor`].
+fn from_descriptor(descriptor: types::Descriptor) -> anyhow::Result<Descriptor> {
+    Ok(Descriptor {
+        annotations: descriptor.annotations.into_iter().collect(),
+        digest: descriptor.digest.parse()?,
+        media_type: descriptor.media_type,
+        platform: None,
+        size: u64::try_from(descriptor.size).context("a size below zero")?,
+    })
 }
 
 /// A blob that was read from a file is smaller than `i64::MAX`.
