@@ -2,21 +2,15 @@
 
 use std::{
     env,
-    fs::{self, File},
+    fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use nix_image::{Compression, archive::Archive};
 
-/// Most files that a directory of images may have: more than any layout, and fewer than a home
-/// directory that is named by mistake.
-const MAX_FILES: usize = 100_000;
-
-/// How deep the directories of an image layout are nested: `blobs/sha256`, and the layer's own
-/// directory in what `docker save` writes.
-const MAX_DEPTH: usize = 3;
+use crate::directory::{self, ClosedFile};
 
 /// An archive, or a directory, of images.
 pub(crate) type ImageArchive = Archive<ImageFile>;
@@ -57,7 +51,8 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<ImageArchive> {
         .metadata()
         .with_context(|| format!("cannot read {name}"))?;
     if kind.is_dir() {
-        let files = files_of(path)?;
+        let files = directory::files_of(path)?.into_iter();
+        let files = files.map(|(name, size, file)| (name, size, ImageFile::Directory(file)));
         return Ok(Archive::open_directory(name.to_string(), files)?);
     }
     let compression = compression(&mut file).with_context(|| format!("cannot read {name}"))?;
@@ -100,54 +95,6 @@ fn not_decompressed(name: &str, error: io::Error) -> anyhow::Error {
     }
 }
 
-/// The files of a directory by their names in it, each with its size.
-fn files_of(directory: &Path) -> anyhow::Result<Vec<(String, u64, ImageFile)>> {
-    let read = |path: &Path| {
-        let path = path.display().to_string();
-        move || format!("cannot read {path}")
-    };
-    let root = fs::canonicalize(directory).with_context(read(directory))?;
-    let mut files = Vec::new();
-    let mut left = vec![(directory.to_owned(), String::new(), MAX_DEPTH)];
-    while let Some((path, prefix, depth)) = left.pop() {
-        for entry in fs::read_dir(&path).with_context(read(&path))? {
-            let entry = entry.with_context(read(&path))?;
-            let path = entry.path();
-            // No name of an image layout is anything else.
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
-            let name = format!("{prefix}{name}");
-            let real = fs::canonicalize(&path).with_context(read(&path))?;
-            if !real.starts_with(&root) {
-                bail!(
-                    "{} leads out of {}: copy what it links to",
-                    path.display(),
-                    directory.display()
-                );
-            }
-            let metadata = fs::metadata(&real).with_context(read(&path))?;
-            if metadata.is_dir() && depth > 0 {
-                left.push((path, format!("{name}/"), depth - 1));
-            } else if metadata.is_file() {
-                let size = metadata.len();
-                files.push((
-                    name,
-                    size,
-                    ImageFile::Directory(ClosedFile::new(real, size)),
-                ));
-            }
-            if files.len() + left.len() > MAX_FILES {
-                bail!(
-                    "{} has more than {MAX_FILES} files: it is no image layout",
-                    directory.display()
-                );
-            }
-        }
-    }
-    Ok(files)
-}
-
 /// What images are read from.
 #[derive(Debug)]
 pub(crate) enum ImageFile {
@@ -157,50 +104,11 @@ pub(crate) enum ImageFile {
     Directory(ClosedFile),
 }
 
-/// A file that is open only while it is read: there may be more of them than a process may open.
-#[derive(Debug)]
-pub(crate) struct ClosedFile {
-    path: PathBuf,
-    size: u64,
-    position: u64,
-    open: Option<File>,
-}
-
-impl ClosedFile {
-    fn new(path: PathBuf, size: u64) -> Self {
-        Self {
-            path,
-            size,
-            position: 0,
-            open: None,
-        }
-    }
-
-    fn opened(&mut self) -> io::Result<&mut File> {
-        let file = match self.open.take() {
-            Some(file) => file,
-            None => {
-                let mut file = File::open(&self.path)?;
-                file.seek(SeekFrom::Start(self.position))?;
-                file
-            }
-        };
-        Ok(self.open.insert(file))
-    }
-}
-
 impl Read for ImageFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Archive(file) => file.read(buffer),
-            Self::Directory(file) => {
-                let read = file.opened()?.read(buffer)?;
-                file.position += read as u64;
-                if file.position >= file.size {
-                    file.open = None;
-                }
-                Ok(read)
-            }
+            Self::Directory(file) => file.read(buffer),
         }
     }
 }
@@ -209,17 +117,14 @@ impl Seek for ImageFile {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         match self {
             Self::Archive(file) => file.seek(to),
-            Self::Directory(file) => {
-                file.position = file.opened()?.seek(to)?;
-                Ok(file.position)
-            }
+            Self::Directory(file) => file.seek(to),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::{fs, io::Write};
 
     use super::*;
 

@@ -2,7 +2,8 @@
 //! them to registries.
 //!
 //! One file or folder a command: `build`, `load`, `unload` and `push`. `containerd` speaks to containerd, and
-//! `registry` to registries; `archive_file` opens archives; `progress` tells how far a command is.
+//! `registry` to registries; `archive_file` opens archives
+//! and `directory` image layouts; `progress` tells how far a command is.
 //! What an image is made of is the matter of the crate `nix-image`, which does no
 //! I/O of its own.
 
@@ -10,6 +11,7 @@ mod archive_file;
 mod build;
 mod cli;
 mod containerd;
+mod directory;
 mod load;
 mod output;
 mod progress;
