@@ -23,7 +23,7 @@ fn what_was_loaded_is_gone_when_it_returns() {
         }
         // Two names of one content: blobs and snapshots go with the last.
         succeed(&mut containerd.nix2container(&["unload", &one]))?;
-        ensure!(containerd.images()? == [two.clone()]);
+        ensure!(containerd.images()? == [&*two]);
         containerd.run(NIX, &two, &[BUSYBOX, "true"])?.success()?;
 
         let removed = succeed(&mut containerd.nix2container(&["unload", &two, &two]))?;
@@ -71,7 +71,7 @@ fn an_unknown_name_is_answered_with_those_that_there_are_and_nothing_is_removed(
         containerd.load(NIX, &busybox_image(host, &image, [layer])?)?;
         let said = unload(&[&image, "nobody"])?;
         says(&said, &["docker.io/library/nobody:latest", &image])?;
-        ensure!(containerd.images()? == [image.clone()], "it is gone");
+        ensure!(containerd.images()? == [&*image], "it is gone");
         succeed(&mut containerd.nix2container(&["unload", &image]))?;
         node.keeps_nothing()
     });
