@@ -14,6 +14,7 @@
 //! * [`store`]: store objects of the tests' own, built by Nix.
 //! * [`closure`]: a closure that containers can run, in both annotation formats.
 //! * [`cache`], [`nix_daemon`]: where Nix gets them from, and the Nix that serves many users.
+//! * [`registry`]: Debian's registry, with logins and certificates, and registries that fail.
 //! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
 //! * [`measure`]: what `make bench` measures.
 //! * [`worker`]: a client of a daemon that is killed under it.
@@ -40,6 +41,7 @@ pub mod nix_daemon;
 pub mod node;
 pub mod observability;
 pub mod process;
+pub mod registry;
 mod runtime;
 pub mod snapshots;
 pub mod store;

@@ -17,6 +17,8 @@ mod multi_user;
 mod observability;
 mod order;
 mod overlay;
+mod push;
+mod push_failures;
 mod realisations;
 mod restart;
 mod run;

@@ -1,0 +1,217 @@
+//! A registry that keeps what it has got of a broken upload, as OCI's specification has it and
+//! Debian's `docker-registry` does not. It has memory alone, and nothing can be pulled from it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Result;
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use tokio::{net::TcpListener, runtime::Runtime};
+use tokio_stream::StreamExt;
+
+use crate::image::sha256;
+
+/// Where an upload is; the number of an upload stands for its name.
+const UPLOADS: &str = "/v2/a/blobs/uploads/";
+
+/// What a client has done.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The bytes of all uploads, also those of which it did not get more.
+    pub received: usize,
+    /// How often it was asked how much it has.
+    pub asked: usize,
+    /// The ranges that were sent.
+    pub ranges: Vec<String>,
+    /// The digests of the blobs that it has.
+    pub blobs: BTreeSet<String>,
+    /// The manifests that it has got.
+    pub manifests: usize,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    seen: Seen,
+    uploads: BTreeMap<String, Vec<u8>>,
+    next: usize,
+    /// How many more uploads it refuses in their middle because of an old token.
+    expiring: usize,
+}
+
+type Shared = Arc<Mutex<Kept>>;
+
+fn lock(shared: &Shared) -> MutexGuard<'_, Kept> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The server, on a runtime of its own.
+#[derive(Debug)]
+pub struct Resuming {
+    address: SocketAddr,
+    kept: Shared,
+    _runtime: Runtime,
+}
+
+impl Resuming {
+    /// Starts one. So many times it wants new credentials in the middle of an upload, which has
+    /// to be one of a user with a password.
+    ///
+    /// # Errors
+    /// There is no port.
+    pub fn start(expiring: usize) -> Result<Self> {
+        let kept = Shared::default();
+        lock(&kept).expiring = expiring;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let address = listener.local_addr()?;
+        let router = Router::new().fallback(answer).with_state(kept.clone());
+        runtime.spawn(async { axum::serve(listener, router).await });
+        Ok(Self {
+            address,
+            kept,
+            _runtime: runtime,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        lock(&self.kept).seen.clone()
+    }
+}
+
+async fn answer(State(shared): State<Shared>, request: Request) -> Response {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let name = path.strip_prefix(UPLOADS).unwrap_or_default().to_owned();
+    if path == "/v2/" && method == Method::GET {
+        return StatusCode::OK.into_response();
+    }
+    if path.contains("/manifests/") && method == Method::PUT {
+        lock(&shared).seen.manifests += 1;
+        return StatusCode::CREATED.into_response();
+    }
+    if method == Method::HEAD {
+        let digest = path.rsplit('/').next().unwrap_or_default();
+        return match lock(&shared).seen.blobs.contains(digest) {
+            true => StatusCode::OK,
+            false => StatusCode::NOT_FOUND,
+        }
+        .into_response();
+    }
+    match method {
+        Method::POST if path == UPLOADS => {
+            let mut kept = lock(&shared);
+            kept.next += 1;
+            let name = kept.next.to_string();
+            kept.uploads.insert(name.clone(), Vec::new());
+            progress(StatusCode::ACCEPTED, &name, 0)
+        }
+        Method::GET => {
+            let mut kept = lock(&shared);
+            kept.seen.asked += 1;
+            match kept.uploads.get(&name) {
+                Some(content) => progress(StatusCode::NO_CONTENT, &name, content.len()),
+                None => StatusCode::NOT_FOUND.into_response(),
+            }
+        }
+        Method::PATCH => patch(&shared, &name, request).await,
+        Method::PUT => {
+            if let Err(status) = append(&shared, &name, request, usize::MAX).await {
+                return status.into_response();
+            }
+            let mut kept = lock(&shared);
+            let content = kept.uploads.remove(&name).unwrap_or_default();
+            let digest = format!("sha256:{}", sha256(&content));
+            match query.replace("%3A", ":").ends_with(&digest) {
+                true => {
+                    kept.seen.blobs.insert(digest);
+                    StatusCode::CREATED
+                }
+                false => StatusCode::BAD_REQUEST,
+            }
+            .into_response()
+        }
+        _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+    }
+}
+
+async fn patch(shared: &Shared, name: &str, request: Request) -> Response {
+    let range = request.headers().get(header::CONTENT_RANGE);
+    let range = range
+        .and_then(|range| range.to_str().ok())
+        .map(str::to_owned);
+    let limit = {
+        let mut kept = lock(shared);
+        let has = kept.uploads.get(name).map_or(0, Vec::len);
+        let begins = range.as_deref().unwrap_or("0-").split('-').next();
+        if begins != Some(&has.to_string()) {
+            return StatusCode::RANGE_NOT_SATISFIABLE.into_response();
+        }
+        kept.seen.ranges.extend(range);
+        let expires = kept.expiring > 0;
+        kept.expiring = kept.expiring.saturating_sub(1);
+        match expires {
+            true => 1 << 20,
+            false => usize::MAX,
+        }
+    };
+    match append(shared, name, request, limit).await {
+        Ok(has) => progress(StatusCode::ACCEPTED, name, has),
+        Err(StatusCode::UNAUTHORIZED) => (
+            StatusCode::UNAUTHORIZED,
+            [(header::WWW_AUTHENTICATE, "Basic realm=\"tests\"")],
+        )
+            .into_response(),
+        Err(status) => status.into_response(),
+    }
+}
+
+/// Appends what comes to an upload, until it has so many bytes, and keeps it if the connection
+/// breaks.
+async fn append(
+    shared: &Shared,
+    name: &str,
+    request: Request,
+    limit: usize,
+) -> Result<usize, StatusCode> {
+    let mut body = request.into_body().into_data_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let mut kept = lock(shared);
+        kept.seen.received += chunk.len();
+        let content = kept.uploads.get_mut(name).ok_or(StatusCode::NOT_FOUND)?;
+        content.extend_from_slice(&chunk);
+        if content.len() > limit {
+            return Err(StatusCode::UNAUTHORIZED);
+        }
+    }
+    let kept = lock(shared);
+    Ok(kept.uploads.get(name).map_or(0, Vec::len))
+}
+
+fn progress(status: StatusCode, name: &str, has: usize) -> Response {
+    let headers = [
+        (header::LOCATION, format!("{UPLOADS}{name}")),
+        (header::RANGE, format!("0-{}", has.saturating_sub(1))),
+    ];
+    (status, headers).into_response()
+}
