@@ -78,6 +78,14 @@ pub enum Error {
         /// The end of what it wrote to standard error.
         stderr: String,
     },
+    /// The program reported success, and does not tell a size for each store path.
+    #[error("{program} does not tell the sizes of {subject}")]
+    Sizes {
+        /// The program as it was called.
+        program: String,
+        /// The store paths that it was called for, shortened.
+        subject: String,
+    },
     /// Whoever wanted the store paths has gone away.
     #[error("the realisation was cancelled")]
     Cancelled,

@@ -68,12 +68,9 @@ pub(crate) fn sizes(paths: &[StorePath]) -> Command {
     command
 }
 
-/// The sum of what the answer to [`sizes`] has, a number a line.
-pub(crate) fn total_size(answer: &str) -> u64 {
-    answer
-        .lines()
-        .filter_map(|line| line.parse::<u64>().ok())
-        .fold(0, u64::saturating_add)
+/// What the answer to [`sizes`] has, a number a line; `None` for anything else.
+pub(crate) fn parse_sizes(answer: &str) -> Option<Vec<u64>> {
+    answer.lines().map(|line| line.parse().ok()).collect()
 }
 
 fn as_paths(paths: &[StorePath]) -> impl Iterator<Item = &Path> {
@@ -165,9 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_summed() {
-        assert_eq!(total_size("1\n20\n"), 21);
-        assert_eq!(total_size(""), 0);
-        assert_eq!(total_size(&format!("{0}\n{0}\n", u64::MAX)), u64::MAX);
+    fn sizes_are_numbers_and_nothing_else() {
+        assert_eq!(parse_sizes("1\n20\n"), Some(vec![1, 20]));
+        assert_eq!(parse_sizes(""), Some(vec![]));
+        assert_eq!(parse_sizes("1\nwarning\n"), None);
     }
 }

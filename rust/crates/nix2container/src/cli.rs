@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    build::BuildArgs, load::LoadArgs, progress::Progress, push::PushArgs, unload::UnloadArgs,
+    build::BuildArgs, diff::DiffArgs, inspect::InspectArgs, load::LoadArgs, progress::Progress,
+    push::PushArgs, unload::UnloadArgs,
 };
 
 /// Builds OCI images out of Nix closures and loads them into containerd.
@@ -58,6 +59,10 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// Removes images from containerd, with all that nothing else needs.
     Unload(UnloadArgs),
+    /// Shows what differs between two images.
+    Diff(DiffArgs),
+    /// Shows what an image is made of, and what of it is in the store of this machine.
+    Inspect(InspectArgs),
 }
 
 /// How much to log.
@@ -165,6 +170,9 @@ mod tests {
             &["nix2container", "build", "--compression", "xz", "OUT"],
             &["nix2container", "load"],
             &["nix2container", "unload"],
+            &["nix2container", "inspect"],
+            &["nix2container", "diff", "a"],
+            &["nix2container", "inspect", "a", "b"],
             &["nix2container", "load", "--platform", "arm64", "a"],
             &[
                 "nix2container",

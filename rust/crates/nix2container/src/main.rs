@@ -1,9 +1,10 @@
 //! `nix2container` builds OCI images out of Nix closures, loads them into containerd and pushes
 //! them to registries.
 //!
-//! One file or folder a command: `build`, `load`, `unload` and `push`. `containerd` speaks to containerd, and
-//! `registry` to registries; `archive_file` opens archives
-//! and `directory` image layouts; `progress` tells how far a command is.
+//! One file or directory a command: `build`, `load`, `unload`, `inspect`, `diff` and `push`.
+//! `containerd` speaks to containerd, and `registry` to registries; `archive_file` opens archives
+//! and `directory` image layouts; `image_source` is where an image is looked at, and `image_facts`
+//! what there is to know of it; `progress` tells how far a command is.
 //! What an image is made of is the matter of the crate `nix-image`, which does no
 //! I/O of its own.
 
@@ -11,7 +12,11 @@ mod archive_file;
 mod build;
 mod cli;
 mod containerd;
+mod diff;
 mod directory;
+mod image_facts;
+mod image_source;
+mod inspect;
 mod load;
 mod output;
 mod progress;
@@ -37,6 +42,8 @@ fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Load(args) => load::run(&cli.containerd, &args, &progress),
         Command::Push(args) => push::run(&args, &progress),
+        Command::Diff(args) => diff::run(&cli.containerd, &args),
+        Command::Inspect(args) => inspect::run(&cli.containerd, &args),
         Command::Unload(args) => unload::run(&cli.containerd, &args),
     };
     match result {

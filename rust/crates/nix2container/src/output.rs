@@ -1,6 +1,9 @@
 //! Results on standard output, and texts of strangers on their way there.
 
-use std::io::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    io::{self, Write as _},
+};
 
 /// The text with everything escaped that a terminal could act upon or not show: control
 /// characters, marks of direction, characters without width. Images are made by strangers.
@@ -13,6 +16,65 @@ pub(crate) fn printable(text: &str) -> String {
         }
     }
     printable
+}
+
+/// A JSON text with the same characters escaped as JSON has it. They stand in its strings only,
+/// for JSON itself has none of them but the line feed.
+pub(crate) fn printable_json(json: &str) -> String {
+    let mut printable = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character == '\n'
+            || character.is_ascii_graphic()
+            || character == ' '
+            || is_shown(character)
+        {
+            printable.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                // Writing to a String cannot fail.
+                let _ = write!(printable, "\\u{unit:04x}");
+            }
+        }
+    }
+    printable
+}
+
+/// Whether Rust prints the character as it is.
+fn is_shown(character: char) -> bool {
+    character.escape_debug().eq([character])
+}
+
+/// Rows whose columns are aligned. What goes into one is [`printable`] already.
+#[derive(Default)]
+pub(crate) struct Table(Vec<Vec<String>>);
+
+impl Table {
+    /// Adds a row.
+    pub(crate) fn row<const COLUMNS: usize>(&mut self, cells: [&str; COLUMNS]) {
+        self.0.push(cells.map(str::to_owned).to_vec());
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.0.iter().map(Vec::len).max().unwrap_or_default();
+        let mut widths = vec![0; columns];
+        for row in &self.0 {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        for row in &self.0 {
+            let last = row.len().saturating_sub(1);
+            for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                match at == last {
+                    true => writeln!(f, "{cell}")?,
+                    false => write!(f, "{cell:width$}  ")?,
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Writes to standard output, whose reader may have had enough.
@@ -54,5 +116,25 @@ mod tests {
             printable("sha256:00 /nix/store/x"),
             "sha256:00 /nix/store/x"
         );
+    }
+
+    #[test]
+    fn json_means_the_same_and_is_harmless() {
+        let value = serde_json::json!({ HOSTILE: [HOSTILE, 1, null] });
+        let text = printable_json(&format!("{value:#}"));
+        assert!(is_harmless(&text.replace('\n', "")), "{text:?}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text).unwrap(),
+            value
+        );
+    }
+
+    #[test]
+    fn columns_are_aligned_and_nothing_is_behind_the_last() {
+        let mut table = Table::default();
+        table.row(["A", "LONGER", "C"]);
+        table.row(["aaa", "b", "c"]);
+        assert_eq!(table.to_string(), "A    LONGER  C\naaa  b       c\n");
+        assert_eq!(Table::default().to_string(), "");
     }
 }

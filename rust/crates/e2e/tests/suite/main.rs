@@ -11,6 +11,7 @@ mod cri;
 mod doctor;
 mod faults;
 mod garbage;
+mod inspect;
 mod lifecycle;
 mod load;
 mod multi_user;

@@ -46,4 +46,4 @@ const MAX_DOCKER_LAYERS: usize = 50_000;
 
 /// Most bytes of a JSON document that is read into memory: manifests of 50,000
 /// store paths have 6 MiB, and registries refuse more than 4 to 8 MiB.
-const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
+pub const MAX_DOCUMENT_BYTES: u64 = 8 << 20;

@@ -193,15 +193,35 @@ impl Realiser {
         paths: &[StorePath],
         cancel: &CancellationToken,
     ) -> Result<u64, Error> {
-        let mut total = 0_u64;
-        if self.0.external_builder.is_none() {
-            for paths in nix_cli::calls(paths, 1) {
-                let output = run(&self.0, &mut nix_cli::sizes(paths), paths, cancel).await?;
-                let answer = String::from_utf8_lossy(&output.stdout);
-                total = total.saturating_add(nix_cli::total_size(&answer));
-            }
+        if self.0.external_builder.is_some() {
+            return Ok(0);
         }
-        Ok(total)
+        let sizes = self.nar_sizes(paths, cancel).await?;
+        Ok(sizes.into_iter().fold(0, u64::saturating_add))
+    }
+
+    /// The NAR size of each of these valid paths in bytes, as Nix says it. An external builder is
+    /// not asked.
+    ///
+    /// # Errors
+    /// What Nix says, also of a path that is not valid; [`Error::Sizes`], and
+    /// [`Error::Cancelled`].
+    pub async fn nar_sizes(
+        &self,
+        paths: &[StorePath],
+        cancel: &CancellationToken,
+    ) -> Result<Vec<u64>, Error> {
+        let mut sizes = Vec::with_capacity(paths.len());
+        for paths in nix_cli::calls(paths, 1) {
+            let output = run(&self.0, &mut nix_cli::sizes(paths), paths, cancel).await?;
+            let answer = String::from_utf8_lossy(&output.stdout);
+            let answered = nix_cli::parse_sizes(&answer).filter(|sizes| sizes.len() == paths.len());
+            sizes.extend(answered.ok_or_else(|| Error::Sizes {
+                program: program(&self.0),
+                subject: describe(paths),
+            })?);
+        }
+        Ok(sizes)
     }
 }
 

@@ -5,15 +5,19 @@ use std::{
     io::{Read, Seek},
 };
 
+use anyhow::bail;
 use containerd_client::services::v1::{
-    Info, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
-    content_client::ContentClient,
+    Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse, content_client::ContentClient,
 };
-use nix_image::{Descriptor, Digest, Index, Manifest, archive::Archive};
+use nix_image::{
+    Descriptor, Digest, Index, Manifest,
+    archive::{Archive, MAX_DOCUMENT_BYTES},
+};
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use super::{Containerd, MAX_MESSAGE_BYTES, refused, size, unless_exists};
 use crate::progress::Progress;
@@ -110,6 +114,49 @@ impl Containerd {
             requests,
             responses,
         })
+    }
+
+    /// Reads a document whole, and checks it; `None` if it is not in the content store.
+    pub(crate) async fn read_document(
+        &self,
+        document: &Descriptor,
+    ) -> anyhow::Result<Option<Vec<u8>>> {
+        let digest = document.digest;
+        let failed = |status: Status| refused(format_args!("read blob {digest}"), &status);
+        if document.size > MAX_DOCUMENT_BYTES {
+            bail!(
+                "blob {digest} has {} bytes, and a document of an image has {MAX_DOCUMENT_BYTES} at most",
+                document.size
+            );
+        }
+        let request = ReadContentRequest {
+            digest: digest.to_string(),
+            ..ReadContentRequest::default()
+        };
+        let read = async {
+            let mut chunks = self
+                .content()
+                .read(self.request(request))
+                .await?
+                .into_inner();
+            let mut content = Vec::new();
+            while let Some(chunk) = chunks.message().await? {
+                content.extend(chunk.data);
+                if content.len() as u64 > document.size {
+                    break;
+                }
+            }
+            Ok::<_, Status>(content)
+        };
+        let content = match read.await {
+            Ok(content) => content,
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => return Err(failed(status)),
+        };
+        if Digest::of(&content) != digest {
+            bail!("blob {digest} of containerd is damaged: remove the image and load it again");
+        }
+        Ok(Some(content))
     }
 
     /// Sets labels of a blob, and keeps the others that it has.

@@ -1,0 +1,120 @@
+//! What this machine's store has of the store paths of an image.
+
+use std::collections::HashMap;
+
+use nix_store::{Closure, LayerClosure, Realiser, RealiserOptions, StoreDir, StorePath};
+use tokio_util::sync::CancellationToken;
+
+use super::{ClosureFacts, ImageFacts, StorePathFacts};
+use crate::output::printable;
+
+/// The store paths of a layer.
+pub(super) struct Resolved {
+    /// What is mounted, as far as it is known.
+    pub(super) paths: Closure,
+    closure_info: Option<StorePath>,
+    is_complete: bool,
+}
+
+/// Finds out what a layer asks for: a closure-info that is in the store is read.
+pub(super) fn resolve(store_dir: &StoreDir, named: &LayerClosure) -> Resolved {
+    let mut paths: Vec<_> = named.paths.paths().to_vec();
+    let mut is_complete = true;
+    if let Some(closure_info) = &named.closure_info {
+        match Closure::read_closure_info(store_dir, closure_info) {
+            Ok(listed) => paths.extend(listed),
+            Err(error) => {
+                is_complete = false;
+                if exists(closure_info) {
+                    tracing::warn!("{}", printable(&error.to_string()));
+                }
+            }
+        }
+    }
+    Resolved {
+        paths: paths.into_iter().collect(),
+        closure_info: named.closure_info.clone(),
+        is_complete,
+    }
+}
+
+/// The store paths of all layers of an image together, without sizes.
+pub(super) fn closure(layers: Vec<Resolved>) -> ClosureFacts {
+    let is_complete = layers.iter().all(|layer| layer.is_complete);
+    let paths: Closure = layers
+        .into_iter()
+        .flat_map(|layer| layer.paths.into_iter().chain(layer.closure_info))
+        .collect();
+    let store_paths: Vec<_> = paths
+        .paths()
+        .iter()
+        .map(|path| StorePathFacts {
+            path: path.to_string(),
+            name: path.name().to_owned(),
+            nar_size: None,
+            present: exists(path),
+        })
+        .collect();
+    let missing = store_paths.iter().filter(|path| !path.present);
+    ClosureFacts {
+        is_complete,
+        nar_size: None,
+        missing: missing.map(|path| path.path.clone()).collect(),
+        store_paths,
+    }
+}
+
+/// Asks Nix for the sizes of all store paths that are on this machine, at once. Where it does not
+/// tell, a warning says so, and there are none.
+pub(crate) async fn measure(store_dir: &StoreDir, images: &mut [ImageFacts]) {
+    let all = || images.iter().flat_map(|image| &image.closure.store_paths);
+    let present: Closure = all()
+        .filter(|path| path.present)
+        .filter_map(|path| store_dir.parse(&path.path).ok())
+        .collect();
+    if present.paths().is_empty() {
+        return;
+    }
+    let realiser = Realiser::new(RealiserOptions {
+        store_dir: store_dir.clone(),
+        external_builder: None,
+        timeout: None,
+    });
+    let sizes = match realiser
+        .nar_sizes(present.paths(), &CancellationToken::new())
+        .await
+    {
+        Ok(sizes) => sizes,
+        Err(error) => {
+            let reason = printable(&error.to_string().replace('\n', " "));
+            tracing::warn!("the sizes of the store paths are not known: {reason}");
+            return;
+        }
+    };
+    let sizes: HashMap<_, _> = present
+        .paths()
+        .iter()
+        .map(StorePath::as_str)
+        .zip(sizes)
+        .collect();
+    for image in images {
+        let closure = &mut image.closure;
+        for path in &mut closure.store_paths {
+            path.nar_size = sizes.get(&*path.path).copied();
+        }
+        closure.nar_size = total(&closure.store_paths);
+    }
+}
+
+/// The sum of the sizes that are known; nothing if none is.
+pub(crate) fn total<'a>(paths: impl IntoIterator<Item = &'a StorePathFacts>) -> Option<u64> {
+    paths
+        .into_iter()
+        .filter_map(|path| path.nar_size)
+        .reduce(u64::saturating_add)
+}
+
+/// A store object that is a symbolic link exists whether or not its target does.
+fn exists(path: &StorePath) -> bool {
+    path.as_path().symlink_metadata().is_ok()
+}

@@ -1,0 +1,55 @@
+//! `nix2container inspect`.
+
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use nix_store::StoreDir;
+use serde_json::json;
+
+use crate::{
+    cli::ContainerdArgs,
+    image_facts::{self, ImageFacts},
+    image_source::ImageSource,
+    output::{print, printable_json},
+};
+
+/// What to look at.
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// The directory of the Nix store.
+    #[arg(long, value_name = "DIR", default_value = "/nix/store", value_parser = StoreDir::new)]
+    store_dir: StoreDir,
+    /// An archive, `-` for one on standard input, or the name of an image in containerd. A file
+    /// of that name comes before an image.
+    #[arg(value_name = "WHAT")]
+    what: PathBuf,
+}
+
+pub(crate) fn run(containerd: &ContainerdArgs, args: &InspectArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime for I/O")?;
+    let (source, images) = runtime.block_on(async {
+        let mut source = ImageSource::open(&args.what, containerd).await?;
+        let mut images = image_facts::read(&mut source, &args.store_dir).await?;
+        image_facts::measure(&args.store_dir, &mut images).await;
+        anyhow::Ok((source.name(), images))
+    })?;
+    let text = match args.json {
+        true => to_json(&source, &images),
+        false => table::of_images(&images),
+    };
+    print(&text).context("cannot write to standard output")
+}
+
+fn to_json(source: &str, images: &[ImageFacts]) -> String {
+    let document = json!({ "source": source, "images": images });
+    printable_json(&format!("{document:#}\n"))
+}
