@@ -12,6 +12,7 @@ mod doctor;
 mod faults;
 mod garbage;
 mod inspect;
+mod interoperability;
 mod lifecycle;
 mod load;
 mod multi_user;
