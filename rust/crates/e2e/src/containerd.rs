@@ -11,8 +11,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use containerd_client::services::v1::{
-    CreateRequest, DeleteRequest, GetImageRequest, InfoRequest, ListContentRequest,
-    content_client::ContentClient, images_client::ImagesClient, leases_client::LeasesClient,
+    CreateImageRequest, CreateRequest, DeleteRequest, GetImageRequest, InfoRequest,
+    ListContentRequest, content_client::ContentClient, images_client::ImagesClient,
+    leases_client::LeasesClient,
 };
 use rustix::process::Signal;
 use tonic::Code;
@@ -302,6 +303,32 @@ impl Containerd {
                 Err(status) if status.code() == Code::NotFound => Ok(None),
                 Err(status) => Err(status.into()),
             }
+        })
+    }
+
+    /// Gives an image another name, of whatever kind: `ctr` takes references only.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn name_image(&self, image: &str, name: &str) -> Result<()> {
+        let channel = runtime::connect(&self.socket())?;
+        runtime::wait(async {
+            let mut images = ImagesClient::new(channel);
+            let get = GetImageRequest {
+                name: image.to_owned(),
+            };
+            let get = transfer::in_namespace(&self.namespace, get)?;
+            let mut image = images.get(get).await?.into_inner().image;
+            if let Some(image) = &mut image {
+                name.clone_into(&mut image.name);
+            }
+            let create = CreateImageRequest {
+                image,
+                ..CreateImageRequest::default()
+            };
+            let create = transfer::in_namespace(&self.namespace, create)?;
+            images.create(create).await?;
+            Ok(())
         })
     }
 
