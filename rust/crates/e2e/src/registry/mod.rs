@@ -106,12 +106,6 @@ impl Registry {
         self.address
     }
 
-    /// The number of its process.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
     /// The requests that it has answered so far that have these words in their line of the log.
     #[must_use]
     pub fn requests(&self, words: &str) -> usize {

@@ -32,7 +32,7 @@ pub(super) async fn warn(
     connection: Connection<'_>,
 ) -> anyhow::Result<()> {
     let paths = closure(plan)?;
-    let http = client(connection)?;
+    let http = client(connection, caches)?;
     let asked = stream::iter(&paths).map(|path| {
         let http = &http;
         async move {

@@ -139,3 +139,38 @@ async fn tell(registry: &Registry, plan: &Plan) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn flags_are_those_of_the_go_project() {
+        let parse =
+            |flags: &[&str]| Cli::try_parse_from([&["nix2container", "push"], flags].concat());
+        let cli = parse(&[
+            "--plain-http",
+            "--ref",
+            "localhost:5000/a",
+            "x.tar",
+            "y.tar",
+        ])
+        .unwrap();
+        let Command::Push(args) = cli.command else {
+            panic!("not push");
+        };
+        assert!(args.plain_http);
+        assert_eq!(args.r#ref.unwrap().to_string(), "localhost:5000/a:latest");
+        assert_eq!(args.archives.len(), 2);
+        for flags in [
+            &[][..],
+            &["--ref", "A", "x"],
+            &["--check-cache", "file:///c", "x"],
+            &["--timeout", "0", "x"],
+        ] {
+            assert!(parse(flags).is_err(), "{flags:?}");
+        }
+    }
+}

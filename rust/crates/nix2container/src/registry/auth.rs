@@ -357,6 +357,19 @@ mod tests {
             "https://auth/token?x=1&service=s&scope=repository%3Aa%3Apull%2Cpush&account=u"
         );
         assert_eq!(request.headers()[AUTHORIZATION], "Basic dTpw");
+        let refresh = TokenRequest {
+            realm: "https://auth/token",
+            service: Some("s"),
+            scopes: vec!["x".into(), "y".into()],
+            secret: Some(&Secret::IdentityToken("t".into())),
+            plain_http: false,
+        };
+        let refresh = refresh.request(&http).unwrap().build().unwrap();
+        assert_eq!(refresh.method(), "POST");
+        assert_eq!(
+            refresh.body().unwrap().as_bytes().unwrap(),
+            b"grant_type=refresh_token&refresh_token=t&client_id=nix2container&scope=x+y&service=s"
+        );
         assert!(ask("http://auth/token", true).is_ok());
         assert!(ask("http://127.0.0.1:1/token", false).is_ok());
         for realm in ["http://auth/token", "file:///etc/passwd", "nothing"] {

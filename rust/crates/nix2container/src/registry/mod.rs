@@ -40,14 +40,14 @@ pub(crate) struct Connection<'a> {
     pub(crate) timeout: Duration,
 }
 
-/// The client that speaks to a server in this way.
-pub(crate) fn client(connection: Connection<'_>) -> anyhow::Result<Client> {
+/// A client that speaks to these servers in this way.
+pub(crate) fn client(connection: Connection<'_>, targets: &[Url]) -> anyhow::Result<Client> {
     let Connection {
         plain_http,
         ca_file,
         timeout,
     } = connection;
-    transport::client(plain_http, ca_file, timeout)
+    transport::client(plain_http, ca_file, timeout, targets)
 }
 
 /// One repository of a registry.
@@ -74,16 +74,18 @@ impl Registry {
     ) -> anyhow::Result<Self> {
         let Connection {
             plain_http,
-            ca_file,
             timeout,
+            ..
         } = connection;
         let (domain, repository) = (destination.domain(), destination.repository());
-        let mut addresses = transport::addresses(domain, plain_http)?.into_iter();
+        let addresses = transport::addresses(domain, plain_http)?;
+        let http = client(connection, &addresses)?;
+        let mut addresses = addresses.into_iter();
         let base = addresses
             .next()
             .ok_or_else(|| anyhow!("{domain} has no address"))?;
         let mut registry = Self {
-            http: transport::client(plain_http, ca_file, timeout)?,
+            http,
             base,
             domain: domain.to_owned(),
             repository: repository.to_owned(),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Certificate, Client, Url, redirect::Policy};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -16,17 +16,40 @@ const CONNECT: Duration = Duration::from_secs(20);
 /// Where the API of Docker Hub is.
 const DOCKER_HUB: &str = "registry-1.docker.io";
 
-/// Makes the client. Certificates are those of the system, or of `SSL_CERT_FILE`, and those in `ca_file`.
+/// Most redirections of one request.
+const REDIRECTIONS: usize = 10;
+
+/// Makes the client. Certificates are those of the system, or of `SSL_CERT_FILE`, and those in
+/// `ca_file`. A proxy of the environment is used, but not to reach this machine itself.
 pub(super) fn client(
     plain_http: bool,
     ca_file: Option<&Path>,
     timeout: Duration,
+    targets: &[Url],
 ) -> anyhow::Result<Client> {
     // Somebody else may have chosen it already: there is one choice only.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder()
         .connect_timeout(CONNECT.min(timeout))
+        .redirect(Policy::custom(|attempt| {
+            let is_secret = attempt
+                .previous()
+                .last()
+                .is_some_and(|from| from.scheme() == "https");
+            match attempt.previous().len() {
+                _ if is_secret && attempt.url().scheme() != "https" => {
+                    attempt.error("it redirects from https to plain text")
+                }
+                length if length > REDIRECTIONS => attempt.error("it redirects too often"),
+                _ => attempt.follow(),
+            }
+        }))
         .user_agent(concat!("nix2container/", env!("CARGO_PKG_VERSION")));
+    let is_here = |url: &Url| url.host_str().is_some_and(is_loopback);
+    let client = match targets.iter().all(is_here) {
+        true => client.no_proxy(),
+        false => client,
+    };
     let client = match (ca_file, plain_http) {
         (Some(file), _) => client.tls_certs_merge(certificates(file)?),
         // A machine without certificates can push in plain text.
