@@ -2,7 +2,7 @@
 //!
 //! `make bench` runs it in the sandbox. `NIX_SNAPSHOTTER_MANY` names a closure-info of
 //! a thousand paths, `NIX_SNAPSHOTTER_DISK` a directory that is not in memory, and `FILTER` one of
-//! the parts: images, cold pull, cycles in memory, many snapshots, cycles on disk.
+//! the parts: images, push, cold pull, cycles in memory, many snapshots, cycles on disk.
 
 use std::{
     env, fs,
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     host::Host,
-    measure::{ROUNDS, Table, cold_pull, disk, images, snapshots},
+    measure::{ROUNDS, Table, cold_pull, disk, images, pushing, snapshots},
     node::Node,
 };
 
@@ -50,6 +50,9 @@ fn run() -> Result<()> {
         images::building(&host, &many, &mut table)?;
         images::running(&host, &node, &paths, &mut table)?;
         memory.push(("after the images", node.daemon.resident_kib()?));
+    }
+    if chosen("push") {
+        pushing::pushing(&host, &mut table)?;
     }
     if chosen("cold pull") {
         cold_pull::cold_pull(&host, &mut table)?;

@@ -6,12 +6,14 @@
 //! * [`cold_pull`]: what pulling costs over fetching.
 //! * [`disk`]: what a sync costs, on which other figures depend.
 //! * [`images`]: what the size of a closure costs.
+//! * [`pushing`]: how fast a large layer goes to a registry.
 //! * [`snapshots`]: how fast a snapshotter is, and how small the daemon stays.
 //! * [`table`]: medians, and what they are compared with.
 
 pub mod cold_pull;
 pub mod disk;
 pub mod images;
+pub mod pushing;
 pub mod snapshots;
 pub mod table;
 
