@@ -116,10 +116,16 @@ impl Registry {
             .count()
     }
 
-    /// Whether a repository has nothing at all.
+    /// The directory that has all it was given.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Whether it was given nothing at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let repositories = self.dir.join("data/docker/registry/v2/repositories");
+        let repositories = self.data().join("docker/registry/v2/repositories");
         fs::read_dir(repositories).map_or(true, |mut entries| entries.next().is_none())
     }
 }
