@@ -419,7 +419,19 @@ fn store_paths_that_no_cache_has_are_warned_of() {
         Image::new(&at(registry.address()))
             .layer(layer)
             .write(&archive)?;
+        let info = store.closure_info(&[&here, &missing])?;
         cache.add(&[here], None)?;
+        let closure = build(host, &at(registry.address()), &["/x"], info.path(), &[])?;
+        let ended = run(push(host)
+            .args(["--check-cache", &cache.url()])
+            .arg(&closure))?;
+        // The paths that the closure-info lists, and itself.
+        says(
+            &ended.stderr,
+            &["2 of the 3 store paths", &paths[1], info.path()],
+        )?;
+        ended.success()?;
+
         let mut checked = push(host);
         checked
             .args(["--check-cache", &empty.url(), "--check-cache", &cache.url()])
