@@ -13,7 +13,7 @@ export PREFIX ?= build/bin
 
 all: build
 
-build: ## Build both programs into build/bin
+build: ## Build both programs into build/bin, man pages and completions into build/share
 	@dev/build nix-snapshotter nix2container
 
 nix-snapshotter nix2container: ## Build one of them

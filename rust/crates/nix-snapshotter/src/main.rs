@@ -35,7 +35,7 @@ mod store_view;
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use rustix::fs::Mode;
 
 use crate::{
@@ -57,6 +57,9 @@ fn main() -> ExitCode {
         Some(Command::Status { json }) => {
             load(&cli).and_then(|config| status::show(&config.address, *json))
         }
+        Some(Command::Generate(options)) => cli_files::generate(&Cli::command(), options)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(anyhow::Error::from),
         Some(Command::Doctor(options)) => {
             let config = Config::load(cli.config.as_deref(), cli.overrides());
             doctor::examine(config, options)

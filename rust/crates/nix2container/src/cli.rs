@@ -59,10 +59,13 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// Removes images from containerd, with all that nothing else needs.
     Unload(UnloadArgs),
-    /// Shows what differs between two images.
-    Diff(DiffArgs),
     /// Shows what an image is made of, and what of it is in the store of this machine.
     Inspect(InspectArgs),
+    /// Shows what differs between two images.
+    Diff(DiffArgs),
+    /// Writes the man pages and the shell completions of this program.
+    #[command(hide = true)]
+    Generate(cli_files::GenerateArgs),
 }
 
 /// How much to log.

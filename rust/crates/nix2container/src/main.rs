@@ -26,7 +26,7 @@ mod unload;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, LogLevel};
 use progress::Progress;
 
@@ -43,6 +43,9 @@ fn main() -> ExitCode {
         Command::Load(args) => load::run(&cli.containerd, &args, &progress),
         Command::Push(args) => push::run(&args, &progress),
         Command::Diff(args) => diff::run(&cli.containerd, &args),
+        Command::Generate(args) => {
+            cli_files::generate(&Cli::command(), &args).map_err(anyhow::Error::from)
+        }
         Command::Inspect(args) => inspect::run(&cli.containerd, &args),
         Command::Unload(args) => unload::run(&cli.containerd, &args),
     };
