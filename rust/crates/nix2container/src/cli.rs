@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    build::BuildArgs, diff::DiffArgs, inspect::InspectArgs, load::LoadArgs, progress::Progress,
-    push::PushArgs, unload::UnloadArgs,
+    build::BuildArgs, diff::DiffArgs, inspect::InspectArgs, load::LoadArgs,
+    output::printable_message, progress::Progress, push::PushArgs, unload::UnloadArgs,
 };
 
 /// Builds OCI images out of Nix closures and loads them into containerd.
@@ -106,9 +106,10 @@ pub(crate) fn log_to(progress: Progress, level: LogLevel) {
 
 /// Prints an error, each cause on a line of its own.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    eprintln!("nix2container: {error}");
+    let harmless = |message: &dyn std::fmt::Display| printable_message(&message.to_string());
+    eprintln!("nix2container: {}", harmless(error));
     for cause in error.chain().skip(1) {
-        eprintln!("  caused by: {cause}");
+        eprintln!("  caused by: {}", harmless(&cause));
     }
 }
 

@@ -62,11 +62,11 @@ impl ImageSource {
         })
     }
 
-    /// What messages call it.
-    pub(crate) fn name(&self) -> String {
+    /// The file, or the name in containerd.
+    pub(crate) fn name(&self) -> &str {
         match self {
-            Self::Archive(archive) => printable(archive.name()),
-            Self::Containerd { image, .. } => printable(&image.name),
+            Self::Archive(archive) => archive.name(),
+            Self::Containerd { image, .. } => &image.name,
         }
     }
 

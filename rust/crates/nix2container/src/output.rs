@@ -18,6 +18,19 @@ pub(crate) fn printable(text: &str) -> String {
     printable
 }
 
+/// A message of this program with the same escaped. Its lines stay lines, and what it has quoted
+/// and escaped already is not escaped again.
+pub(crate) fn printable_message(message: &str) -> String {
+    let mut printable = String::with_capacity(message.len());
+    for character in message.chars() {
+        match character {
+            '"' | '\'' | '\\' | '\n' => printable.push(character),
+            _ => printable.extend(character.escape_debug()),
+        }
+    }
+    printable
+}
+
 /// A JSON text with the same characters escaped as JSON has it. They stand in its strings only,
 /// for JSON itself has none of them but the line feed.
 pub(crate) fn printable_json(json: &str) -> String {
@@ -115,6 +128,16 @@ mod tests {
         assert_eq!(
             printable("sha256:00 /nix/store/x"),
             "sha256:00 /nix/store/x"
+        );
+    }
+
+    #[test]
+    fn a_message_keeps_its_lines_and_quotes() {
+        let text = printable_message(HOSTILE);
+        assert!(is_harmless(&text.replace('\n', "")), "{text:?}");
+        assert_eq!(
+            printable_message("a \"\\u{1b}\"\n  b"),
+            "a \"\\u{1b}\"\n  b"
         );
     }
 

@@ -76,7 +76,7 @@ async fn read(
 ) -> anyhow::Result<Side> {
     let mut source = ImageSource::open(what, containerd).await?;
     let images = image_facts::read(&mut source, store_dir).await?;
-    let source = source.name();
+    let source = source.name().to_owned();
     Ok(Side {
         image: image_facts::one(&source, images)?,
         source,

@@ -15,7 +15,7 @@ pub(super) fn of_difference(a: &Side, b: &Side, difference: &Difference) -> Stri
     let mut sides = Table::default();
     for (letter, side) in [("a", a), ("b", b)] {
         let digest = side.image.digest.to_string();
-        sides.row([letter, &side.source, &digest]);
+        sides.row([letter, &printable(&side.source), &digest]);
     }
     let mut text = sides.to_string();
     if a.image.digest == b.image.digest {

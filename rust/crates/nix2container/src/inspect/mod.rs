@@ -40,7 +40,7 @@ pub(crate) fn run(containerd: &ContainerdArgs, args: &InspectArgs) -> anyhow::Re
         let mut source = ImageSource::open(&args.what, containerd).await?;
         let mut images = image_facts::read(&mut source, &args.store_dir).await?;
         image_facts::measure(&args.store_dir, &mut images).await;
-        anyhow::Ok((source.name(), images))
+        anyhow::Ok((source.name().to_owned(), images))
     })?;
     let text = match args.json {
         true => to_json(&source, &images),

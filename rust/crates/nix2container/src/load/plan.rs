@@ -180,3 +180,23 @@ fn document<R: Read + Seek, T: serde::de::DeserializeOwned>(
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_platforms_need_one_document_that_stands_for_them() {
+        let root = |content: &[u8]| Descriptor::of("index", content);
+        let image = |roots| ArchiveImage {
+            name: None,
+            roots,
+            manifests: Vec::new(),
+        };
+        let one = image(vec![root(b"a"), root(b"a")]);
+        assert_eq!(only_root("x", &one).unwrap(), &root(b"a"));
+        let two = image(vec![root(b"a"), root(b"b")]);
+        let message = only_root("x", &two).unwrap_err().to_string();
+        assert!(message.contains("--platform"), "{message}");
+    }
+}
