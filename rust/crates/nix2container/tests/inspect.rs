@@ -11,7 +11,8 @@ use std::{
     process::{Command, Output},
 };
 
-use serde_json::Value;
+use nix_image::{Descriptor, media_type};
+use serde_json::{Value, json};
 
 const HELLO: &str = "8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-hello-1.0";
 const NEWER: &str = "9kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-hello-1.1";
@@ -171,4 +172,53 @@ fn exit_codes_tell_a_failure_from_a_wrong_command_line() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
     }
+}
+
+#[test]
+fn a_small_archive_does_not_ask_for_much_memory() {
+    let fixture = Fixture::new();
+    let mut tar = tar::Builder::new(File::create(fixture.path("bomb")).unwrap());
+    let mut add = |name: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, name, content).unwrap();
+    };
+    let mut blob = |media_type: &str, document: &Value| {
+        let content = document.to_string();
+        let descriptor = Descriptor::of(media_type, content.as_bytes());
+        let name = format!("blobs/sha256/{}", descriptor.digest.hex());
+        add(&name, content.as_bytes());
+        descriptor
+    };
+    // One config of 7 MiB, and a hundred manifests that refer to it.
+    let config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": { "User": "x".repeat(7 << 20) },
+        "rootfs": { "type": "layers", "diff_ids": [] },
+    });
+    let config = blob(media_type::CONFIG, &config);
+    let manifests: Vec<_> = (0..100)
+        .map(|number| {
+            let manifest = json!({
+                "schemaVersion": 2,
+                "config": config,
+                "layers": [],
+                "annotations": { "number": number.to_string() },
+            });
+            let manifest = blob(media_type::MANIFEST, &manifest);
+            let mut manifest = serde_json::to_value(manifest).unwrap();
+            manifest["platform"] = json!({ "architecture": "amd64", "os": "linux" });
+            manifest
+        })
+        .collect();
+    let index = json!({ "schemaVersion": 2, "manifests": manifests });
+    add("index.json", index.to_string().as_bytes());
+    add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    tar.finish().unwrap();
+
+    let output = fixture.call(&["inspect", "bomb"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("64.00 MiB together"), "{stderr}");
 }

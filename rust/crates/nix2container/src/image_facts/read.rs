@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, bail};
+use indicatif::HumanBytes;
 use nix_image::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, annotations};
 use nix_store::{LayerClosure, StoreDir};
 use serde::de::DeserializeOwned;
@@ -19,6 +20,16 @@ const MAX_NESTING: usize = 16;
 /// Most manifests that are looked into, however they are nested.
 const MAX_MANIFESTS: usize = 1000;
 
+/// Most bytes of documents that are read of one source. Thousands of manifests may share one config,
+/// so that a small archive could ask for more memory than there is.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// What may still be read of a source.
+struct Limits {
+    manifests: usize,
+    bytes: u64,
+}
+
 /// A manifest that an image leads to.
 struct Found {
     manifest: Descriptor,
@@ -31,7 +42,10 @@ pub(crate) async fn read(
     store_dir: &StoreDir,
 ) -> anyhow::Result<Vec<ImageFacts>> {
     let mut images: Vec<ImageFacts> = Vec::new();
-    let mut left = MAX_MANIFESTS;
+    let mut left = Limits {
+        manifests: MAX_MANIFESTS,
+        bytes: MAX_BYTES,
+    };
     for listed in source.images() {
         let first = images.len();
         let mut platforms = BTreeSet::new();
@@ -43,7 +57,8 @@ pub(crate) async fn read(
             if let Some(known) = images.iter_mut().find(|image| image.digest == digest) {
                 known.names.extend(listed.name.clone());
                 known.names.dedup();
-            } else if let Some(image) = image(source, &listed, &found, store_dir).await? {
+            } else if let Some(image) = image(source, &listed, &found, store_dir, &mut left).await?
+            {
                 platforms.insert(image.platform.clone());
                 images.push(image);
             }
@@ -92,12 +107,12 @@ fn list(images: &[ImageFacts]) -> String {
 async fn manifests(
     source: &mut ImageSource,
     listed: &Listed,
-    left: &mut usize,
+    left: &mut Limits,
 ) -> anyhow::Result<Vec<Found>> {
     let mut found = Vec::new();
     let mut waiting = vec![(listed.root.clone(), None, 0)];
     while let Some((descriptor, index, depth)) = waiting.pop() {
-        *left = left.checked_sub(1).with_context(|| {
+        left.manifests = left.manifests.checked_sub(1).with_context(|| {
             format!("{} has more than {MAX_MANIFESTS} manifests", source.name())
         })?;
         if depth > MAX_NESTING {
@@ -107,7 +122,7 @@ async fn manifests(
             );
         }
         if descriptor.is_index() {
-            if let Some(document) = document::<Index>(source, &descriptor).await? {
+            if let Some(document) = document::<Index>(source, &descriptor, left).await? {
                 let children = document.manifests.into_iter().rev();
                 waiting.extend(children.map(|child| (child, Some(descriptor.digest), depth + 1)));
             }
@@ -128,15 +143,16 @@ async fn image(
     listed: &Listed,
     found: &Found,
     store_dir: &StoreDir,
+    left: &mut Limits,
 ) -> anyhow::Result<Option<ImageFacts>> {
-    let Some(manifest) = document::<Manifest>(source, &found.manifest).await? else {
+    let Some(manifest) = document::<Manifest>(source, &found.manifest, left).await? else {
         return Ok(None);
     };
     let platform = found.manifest.platform.as_ref();
     if !manifest.config.is_config() || platform.is_some_and(|it| it.to_string() == ATTESTATION) {
         return Ok(None);
     }
-    let Some(config) = document::<ImageConfig>(source, &manifest.config).await? else {
+    let Some(config) = document::<ImageConfig>(source, &manifest.config, left).await? else {
         bail!(
             "{} has the manifest {} and not its config {}: copy the image again",
             source.name(),
@@ -145,7 +161,7 @@ async fn image(
         );
     };
     let mut layers = Vec::new();
-    let mut closures = Vec::new();
+    let mut gathered = store::Gathered::default();
     for descriptor in &manifest.layers {
         let labels = annotations::snapshot_labels(&descriptor.annotations);
         let closure = annotations::layer_closure(store_dir, labels).with_context(|| {
@@ -155,7 +171,7 @@ async fn image(
         let named = closure.unwrap_or_default();
         let listed = store::resolve(store_dir, &named);
         layers.push(layer(descriptor, &named, listed.paths.paths().len()));
-        closures.push(listed);
+        gathered.add(listed);
     }
     Ok(Some(ImageFacts {
         names: listed.name.iter().cloned().collect(),
@@ -166,7 +182,7 @@ async fn image(
         created: config.created,
         config: config.config,
         layers,
-        closure: store::closure(closures),
+        closure: store::closure(&gathered),
     }))
 }
 
@@ -189,7 +205,15 @@ fn layer(descriptor: &Descriptor, named: &LayerClosure, store_paths: usize) -> L
 async fn document<T: DeserializeOwned>(
     source: &mut ImageSource,
     descriptor: &Descriptor,
+    left: &mut Limits,
 ) -> anyhow::Result<Option<T>> {
+    left.bytes = left.bytes.checked_sub(descriptor.size).with_context(|| {
+        format!(
+            "the documents of {} have more than {} together",
+            source.name(),
+            HumanBytes(MAX_BYTES)
+        )
+    })?;
     let Some(json) = source.read(descriptor).await? else {
         return Ok(None);
     };

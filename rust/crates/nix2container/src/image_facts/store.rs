@@ -1,6 +1,6 @@
 //! What this machine's store has of the store paths of an image.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use nix_store::{Closure, LayerClosure, Realiser, RealiserOptions, StoreDir, StorePath};
 use tokio_util::sync::CancellationToken;
@@ -38,15 +38,27 @@ pub(super) fn resolve(store_dir: &StoreDir, named: &LayerClosure) -> Resolved {
     }
 }
 
-/// The store paths of all layers of an image together, without sizes.
-pub(super) fn closure(layers: Vec<Resolved>) -> ClosureFacts {
-    let is_complete = layers.iter().all(|layer| layer.is_complete);
-    let paths: Closure = layers
-        .into_iter()
-        .flat_map(|layer| layer.paths.into_iter().chain(layer.closure_info))
-        .collect();
-    let store_paths: Vec<_> = paths
-        .paths()
+/// The store paths of all layers of an image together. However many layers name a path, it is
+/// kept once.
+#[derive(Default)]
+pub(super) struct Gathered {
+    paths: BTreeSet<StorePath>,
+    is_incomplete: bool,
+}
+
+impl Gathered {
+    /// Adds those of a layer.
+    pub(super) fn add(&mut self, layer: Resolved) {
+        self.is_incomplete |= !layer.is_complete;
+        self.paths.extend(layer.paths);
+        self.paths.extend(layer.closure_info);
+    }
+}
+
+/// What is known of store paths, but for their sizes.
+pub(super) fn closure(gathered: &Gathered) -> ClosureFacts {
+    let store_paths: Vec<_> = gathered
+        .paths
         .iter()
         .map(|path| StorePathFacts {
             path: path.to_string(),
@@ -57,7 +69,7 @@ pub(super) fn closure(layers: Vec<Resolved>) -> ClosureFacts {
         .collect();
     let missing = store_paths.iter().filter(|path| !path.present);
     ClosureFacts {
-        is_complete,
+        is_complete: !gathered.is_incomplete,
         nar_size: None,
         missing: missing.map(|path| path.path.clone()).collect(),
         store_paths,
