@@ -57,6 +57,14 @@ fn is_shown(character: char) -> bool {
     character.escape_debug().eq([character])
 }
 
+/// So many store paths, in words.
+pub(crate) fn count_store_paths(count: usize) -> String {
+    match count {
+        1 => "1 store path".to_owned(),
+        _ => format!("{count} store paths"),
+    }
+}
+
 /// Rows whose columns are aligned. What goes into one is [`printable`] already.
 #[derive(Default)]
 pub(crate) struct Table(Vec<Vec<String>>);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     image_facts::{StorePathFacts, total},
-    output::{Table, printable},
+    output::{Table, count_store_paths, printable},
 };
 
 pub(super) fn of_difference(a: &Side, b: &Side, difference: &Difference) -> String {
@@ -46,11 +46,11 @@ pub(super) fn of_difference(a: &Side, b: &Side, difference: &Difference) -> Stri
 
     let layers = &difference.layers;
     let mut table = Table::default();
-    table.row(["LAYER", ""]);
+    table.row(["LAYER", "WHERE"]);
     let groups = [
-        ("shared", &layers.shared),
-        ("removed", &layers.removed),
-        ("added", &layers.added),
+        ("both", &layers.shared),
+        ("only a", &layers.removed),
+        ("only b", &layers.added),
     ];
     for (what, digests) in groups {
         for digest in digests {
@@ -98,8 +98,8 @@ fn of_store_paths(paths: &StorePathsDifference) -> String {
         text += &format!("\n{table}");
     }
     text += &format!(
-        "\n{} store paths added{}, {} removed{}, {} changed, {} shared\n",
-        paths.added.len(),
+        "\n{} added{}, {} removed{}, {} changed, {} shared\n",
+        count_store_paths(paths.added.len()),
         sum(&paths.added),
         paths.removed.len(),
         sum(&paths.removed),

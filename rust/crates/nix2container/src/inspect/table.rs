@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::{
     image_facts::{ImageFacts, LayerFacts, LayerKind, StorePathFacts},
-    output::{Table, printable},
+    output::{Table, count_store_paths, printable},
 };
 
 /// All images, an empty line between two.
@@ -61,8 +61,8 @@ fn of_image(image: &ImageFacts) -> String {
             None => String::new(),
         };
         text += &format!(
-            "\n{paths}\n{} store paths{total}, {} missing on this machine\n",
-            closure.store_paths.len(),
+            "\n{paths}\n{}{total}, {} missing on this machine\n",
+            count_store_paths(closure.store_paths.len()),
             closure.missing.len()
         );
     }
@@ -85,7 +85,7 @@ fn kind(layer: &LayerFacts) -> String {
     match (layer.kind, &layer.closure_info) {
         (LayerKind::NixClosure, Some(closure_info)) => format!("Nix, closure {closure_info}"),
         (LayerKind::Ordinary, _) => format!("ordinary, {}", printable(&layer.media_type)),
-        _ => format!("Nix, {} store paths by name", layer.store_paths),
+        _ => format!("Nix, {} by name", count_store_paths(layer.store_paths)),
     }
 }
 
