@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
 use crate::{
@@ -147,4 +147,27 @@ pub fn busybox_image(
         .fold(image, Image::layer)
         .write(&archive)?;
     Ok(archive)
+}
+
+/// How often an export may be cut off.
+const EXPORTS: u32 = 5;
+
+/// Has `ctr images export` write an image to a new file.
+///
+/// With containerd 2.1 it ends now and then, without an error, before it has written all that the
+/// transfer service sends.
+///
+/// # Errors
+/// What `ctr` says, and that the archive has no end.
+pub fn export(containerd: &Containerd, flags: &[&str], image: &str, file: &Path) -> Result<()> {
+    for _ in 0..EXPORTS {
+        let mut export = containerd.ctr(&["images", "export"]);
+        succeed(export.args(flags).arg(file).arg(image))?;
+        // Two blocks of zeros (POSIX, `pax`).
+        if fs::read(file)?.ends_with(&[0; 1024]) {
+            return Ok(());
+        }
+        fs::remove_file(file)?;
+    }
+    bail!("{EXPORTS} exports of {image} were cut off")
 }

@@ -12,7 +12,7 @@ use e2e::{
     containerd::{Containerd, NIX},
     host::{Host, test, unique},
     image::{Layer, read_tar},
-    node::{Node, build, busybox_image, reference},
+    node::{Node, build, busybox_image, export, reference},
     process::succeed,
 };
 use jsonschema::{Retrieve, Uri, Validator};
@@ -219,12 +219,7 @@ fn containerd_exports_and_imports_an_image_with_its_annotations() {
             containerd.load(NIX, &archive)?;
             let expected = inspect_image(containerd, &image)?;
             let exported = host.dir().join(unique("exported"));
-            succeed(
-                containerd
-                    .ctr(&["images", "export"])
-                    .arg(&exported)
-                    .arg(&image),
-            )?;
+            export(containerd, &[], &image, &exported)?;
             containerd.remove_image(&image)?;
             let told = inspect(host, &exported)?;
             ensure!(

@@ -14,7 +14,7 @@ use e2e::{
     daemon::Config,
     host::{Host, test, unique},
     image::{Image, Layer, NIX_STORE_PATH, architecture, read_tar, write_tar},
-    node::{BUSYBOX, Node, build, busybox_image, busybox_layer, reference},
+    node::{BUSYBOX, Node, build, busybox_image, busybox_layer, export, reference},
     process::{Process, SETTLE, poll, run, succeed},
     snapshots::says,
     store::Store,
@@ -209,8 +209,7 @@ fn all_platforms_are_kept_and_the_one_of_this_machine_is_unpacked() {
 
         // As containerd's own export has it, everything is there.
         let exported = host.dir().join("exported");
-        let mut export = containerd.ctr(&["images", "export", "--all-platforms"]);
-        succeed(export.arg(&exported).arg(&image))?;
+        export(containerd, &["--all-platforms"], &image, &exported)?;
         containerd.remove_image(&image)?;
         node.keeps_nothing()?;
         let mut load = containerd.nix2container(&["load", "--platform", &format!("linux/{other}")]);
