@@ -463,12 +463,13 @@ fn a_nix_process_of_a_killed_daemon_gives_its_root_to_no_other_snapshot() {
         let store = Store::new(host)?;
         let slow = store.build("slow", "$busybox mkdir $out", &[])?;
         let other = store.build("other", "echo content > $out", &[])?;
-        let go = host.dir().join("go");
+        let (begun, go) = (host.dir().join("begun"), host.dir().join("go"));
         let config = Config::new(host, "daemon")
             .line(invariants::CONFIG)
             .builder(&format!(
-                r#"case "$2" in *-slow) until [ -e {} ]; do sleep 0.02; done;; esac
+                r#"case "$2" in *-slow) : > {}; until [ -e {} ]; do sleep 0.02; done;; esac
 exec nix-store --realise "$2" --add-root "$1""#,
+                begun.display(),
                 go.display()
             ))?;
         let mut daemon = Daemon::start(&config)?;
@@ -476,9 +477,7 @@ exec nix-store --realise "$2" --add-root "$1""#,
         let lost = daemon
             .snapshots()?
             .begin_prepare("lost", "", &[(&*label, slow.path())]);
-        poll("the builder", SETTLE, || {
-            Ok(when(!config.kept()?.gc_roots.is_empty()))
-        })?;
+        poll("the builder", SETTLE, || Ok(when(begun.exists())))?;
         let orphans = daemon.descendants().clone();
         // At the second start, nothing on the disk tells of the first daemon's reservation.
         for _ in 0..2 {
