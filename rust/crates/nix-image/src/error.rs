@@ -58,19 +58,10 @@ pub enum Error {
     },
 
     /// A text that should name a platform does not.
-    #[error("{platform} names no platform: write it as in `linux/amd64` or `linux/arm/v7`")]
+    #[error("{platform} names no platform: write it as in `linux/arm64` or `linux/arm/v7`")]
     PlatformName {
         /// The text, shortened for display.
         platform: String,
-    },
-
-    /// A text that should be a platform is none.
-    #[error("{text} is not a platform: {reason}; write it as in `linux/arm64` or `linux/arm/v7`")]
-    PlatformText {
-        /// The text, shortened for display.
-        text: String,
-        /// The rule that it breaks.
-        reason: &'static str,
     },
 
     /// The config that a user gives has a key that cannot be.

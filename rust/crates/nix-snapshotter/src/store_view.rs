@@ -1,7 +1,7 @@
 //! How store objects look on this machine, and the places that they are mounted on.
 
 use std::{
-    fs::{self, DirBuilder, File, FileType, Metadata},
+    fs::{self, DirBuilder, FileType, Metadata},
     io::{self, ErrorKind},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
@@ -9,6 +9,7 @@ use std::{
 
 use nix_store::{Closure, StoreDir, StorePath};
 use rustix::fs::{Mode, OFlags};
+use snapshots::sync_directory;
 use tracing::warn;
 
 use crate::{
@@ -93,12 +94,7 @@ pub(crate) fn make_mount_points(
             .map_err(|source| fail(&parent.join(path.base_name()))(source))?;
     }
     for dir in parent.ancestors().take_while(|dir| *dir != layer_dir) {
-        let synced = File::open(dir).and_then(|dir| dir.sync_all());
-        match synced {
-            // Some file systems have nothing to sync in a directory, and say so.
-            Err(error) if error.kind() == ErrorKind::InvalidInput => {}
-            synced => synced.map_err(fail(dir))?,
-        }
+        sync_directory(dir).map_err(fail(dir))?;
     }
     Ok(())
 }

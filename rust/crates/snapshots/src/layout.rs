@@ -204,13 +204,17 @@ fn owner(path: &Path) -> Result<Owner> {
 }
 
 fn sync(dir: &Path) -> Result<()> {
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    // Some file systems have nothing to sync in a directory, and say so.
-    match synced {
-        Err(error) if error.kind() != io::ErrorKind::InvalidInput => {
-            Err(Error::io("sync", dir)(error))
-        }
-        _ => Ok(()),
+    sync_directory(dir).map_err(Error::io("sync", dir))
+}
+
+/// Has the names in a directory on the disk.
+///
+/// # Errors
+/// What the file system says, unless it is that it has nothing to sync in a directory.
+pub fn sync_directory(dir: &Path) -> io::Result<()> {
+    match File::open(dir)?.sync_all() {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
     }
 }
 

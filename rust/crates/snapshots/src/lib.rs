@@ -90,7 +90,7 @@ mod tree;
 pub use error::{Code, Error, Result};
 pub use features::Features;
 pub use id_mapping::{GID_MAPPING_LABEL, IdMapping, UID_MAPPING_LABEL};
-pub use layout::Reservation;
+pub use layout::{Reservation, sync_directory};
 pub use model::{Counts, Id, Ids, Info, Kind, Labels, Snapshot, UPPERDIR_LABEL, Usage};
 pub use mounts::Mount;
 pub use options::{Options, Overlay, RemapIds};

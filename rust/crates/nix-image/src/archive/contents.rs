@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    Compression, Error,
+    Error,
     archive::{Archive, StoredImage},
 };
 
@@ -38,11 +38,8 @@ impl<R: Read + Seek> Archive<R> {
                 digest: layer.digest,
                 source,
             };
-            let mut beginning = [0; Compression::MAGIC_BYTES];
-            let mut blob = self.blob(layer)?.unchecked();
-            let read = read_up_to(&mut blob, &mut beginning).map_err(damaged)?;
-            let compression = Compression::detect(&beginning[..read]);
-            let packed = (&beginning[..read]).chain(blob);
+            let compression = self.layer_compression(layer)?;
+            let packed = self.blob(layer)?.unchecked();
             let plain = compression.decoder(packed).map_err(damaged)?;
             let mut plain = plain.take(left);
             look_through(&mut plain, paths, &mut found).map_err(damaged)?;
@@ -55,17 +52,6 @@ impl<R: Read + Seek> Archive<R> {
         }
         Ok(found)
     }
-}
-
-fn read_up_to(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match from.read(&mut buffer[filled..])? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    Ok(filled)
 }
 
 /// Notes what a layer adds to, and deletes from, the paths that are looked for.

@@ -35,10 +35,10 @@ const DOCKER_MANIFEST: &str = "manifest.json";
 const BLOBS: &str = "blobs/sha256/";
 
 /// Most manifests and indexes that are looked into, however they are nested.
-const MAX_MANIFESTS: usize = 1000;
+pub const MAX_MANIFESTS: usize = 1000;
 
 /// Most indexes that are nested in each other; images of several platforms have two.
-const MAX_NESTING: usize = 16;
+pub const MAX_NESTING: usize = 16;
 
 /// Most layers that the images of an archive of `docker save` name together. Its list
 /// names a layer in a few bytes, of which a descriptor makes some hundred.

@@ -369,7 +369,7 @@ impl<R: Read + Seek> Archive<R> {
     }
 
     /// The compression of a layer by its beginning.
-    fn layer_compression(&mut self, layer: &Descriptor) -> Result<Compression, Error> {
+    pub(super) fn layer_compression(&mut self, layer: &Descriptor) -> Result<Compression, Error> {
         let mut beginning = [0; Compression::MAGIC_BYTES];
         // Too few bytes to check the digest of: whoever uses the layer reads it whole.
         let read = self.blob(layer)?.read_unchecked(&mut beginning)?;
@@ -472,8 +472,8 @@ impl<'a> BlobReader<'a> {
 /// The platforms without repetition, and without those of attestations.
 fn list_platforms<'a>(platforms: impl Iterator<Item = &'a Platform>) -> String {
     let platforms: BTreeSet<_> = platforms
+        .filter(|platform| !platform.is_unknown())
         .map(|platform| platform.to_string().escape_debug().to_string())
-        .filter(|platform| platform != "unknown/unknown")
         .collect();
     cut(platforms.into_iter().collect::<Vec<_>>().join(", "))
 }

@@ -37,7 +37,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "REFERENCE", value_parser = Reference::parse)]
     pub(crate) r#ref: Option<Reference>,
     /// What the image runs on, and which image of several to build upon [default: this machine].
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = Platform::parse)]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub(crate) platform: Option<Platform>,
     /// When the image was made: an RFC 3339 time, or seconds since 1970 [default: that of the
     /// image to build upon, or none].

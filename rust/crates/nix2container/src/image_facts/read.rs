@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, bail};
 use indicatif::HumanBytes;
-use nix_image::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, annotations};
+use nix_image::{
+    Descriptor, Digest, ImageConfig, Index, Manifest, Platform, annotations,
+    archive::{MAX_MANIFESTS, MAX_NESTING},
+};
 use nix_store::{LayerClosure, StoreDir};
 use serde::de::DeserializeOwned;
 
@@ -13,12 +16,6 @@ use crate::{
     image_source::{ImageSource, Listed},
     output::printable,
 };
-
-/// Most indexes that are nested in each other; images of several platforms have two.
-const MAX_NESTING: usize = 16;
-
-/// Most manifests that are looked into, however they are nested.
-const MAX_MANIFESTS: usize = 1000;
 
 /// Most bytes of documents that are read of one source. Thousands of manifests may share one config,
 /// so that a small archive could ask for more memory than there is.
@@ -50,7 +47,8 @@ pub(crate) async fn read(
         let first = images.len();
         let mut platforms = BTreeSet::new();
         for found in manifests(source, &listed, &mut left).await? {
-            if let Some(platform) = &found.manifest.platform {
+            let platform = found.manifest.platform.as_ref();
+            if let Some(platform) = platform.filter(|platform| !platform.is_unknown()) {
                 platforms.insert(platform.to_string());
             }
             let digest = found.manifest.digest;
@@ -63,7 +61,6 @@ pub(crate) async fn read(
                 images.push(image);
             }
         }
-        platforms.remove(ATTESTATION);
         for image in &mut images[first..] {
             image.platforms = platforms.iter().cloned().collect();
         }
@@ -73,9 +70,6 @@ pub(crate) async fn read(
     }
     Ok(images)
 }
-
-/// What the manifests of attestations have for a platform, which lie beside those of images.
-const ATTESTATION: &str = "unknown/unknown";
 
 /// The one image to compare: the only one, or the one for this machine.
 pub(crate) fn one(source: &str, mut images: Vec<ImageFacts>) -> anyhow::Result<ImageFacts> {
@@ -149,7 +143,7 @@ async fn image(
         return Ok(None);
     };
     let platform = found.manifest.platform.as_ref();
-    if !manifest.config.is_config() || platform.is_some_and(|it| it.to_string() == ATTESTATION) {
+    if !manifest.config.is_config() || platform.is_some_and(Platform::is_unknown) {
         return Ok(None);
     }
     let Some(config) = document::<ImageConfig>(source, &manifest.config, left).await? else {

@@ -12,9 +12,6 @@ use nix_image::{
 /// writes it; the host of the registry follows.
 const SOURCE: &str = "containerd.io/distribution.source.";
 
-/// What an image for no platform has, such as the attestation of another.
-const NO_PLATFORM: &str = "unknown/unknown";
-
 /// An image, or an index of images, with all that belongs to it.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -236,7 +233,7 @@ fn check_platforms(manifests: &[PlannedManifest]) -> anyhow::Result<()> {
             let other = other.descriptor.platform.as_ref();
             other.is_some_and(|other| platform.is_same(other))
         };
-        if platform.to_string() != NO_PLATFORM
+        if !platform.is_unknown()
             && let Some(other) = manifests[..number].iter().find(is_same)
         {
             bail!(

@@ -75,7 +75,7 @@ fn config_and_manifest_have_what_is_asked_for() {
         "zstd",
         "out.tar",
     ]);
-    let platform = Platform::parse("linux/riscv64").unwrap();
+    let platform = "linux/riscv64".parse::<Platform>().unwrap();
     let (mut archive, image) = stored(&fixture.path("out.tar"), &platform);
     assert_eq!(image.config.platform(), platform);
     let created = Some("2026-01-01T00:00:00Z".to_owned());
