@@ -33,6 +33,7 @@ pub mod containerd;
 pub mod cri;
 pub mod daemon;
 pub mod host;
+mod http_server;
 pub mod image;
 pub mod invariants;
 pub mod measure;

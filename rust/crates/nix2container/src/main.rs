@@ -22,6 +22,7 @@ mod output;
 mod progress;
 mod push;
 mod registry;
+mod runtime;
 mod unload;
 
 use std::process::ExitCode;

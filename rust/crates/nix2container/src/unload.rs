@@ -7,6 +7,7 @@ use crate::{
     cli::ContainerdArgs,
     containerd::{Containerd, NamedImage},
     output::{print, printable},
+    runtime::wait,
 };
 
 /// What to remove.
@@ -18,11 +19,7 @@ pub(crate) struct UnloadArgs {
 }
 
 pub(crate) fn run(containerd: &ContainerdArgs, args: &UnloadArgs) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime for I/O")?;
-    runtime.block_on(async {
+    wait(async {
         let containerd = Containerd::connect(&containerd.address, &containerd.namespace).await?;
         // All of them first: nothing is removed when one of them is unknown.
         let mut images: Vec<NamedImage> = Vec::new();

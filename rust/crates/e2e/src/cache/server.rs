@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,16 +17,12 @@ use axum::{
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    serve::ListenerExt,
 };
-use tokio::{
-    net::TcpListener,
-    runtime::{self, Runtime},
-    sync::mpsc,
-    time,
-};
+use tokio::{sync::mpsc, time};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tower_http::services::ServeDir;
+
+use crate::http_server::HttpServer;
 
 /// What a client asks a cache for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,12 +85,11 @@ impl Fault {
     }
 }
 
-/// A server on a runtime of its own, with which its connections end.
+/// The server, and what goes wrong with it.
 #[derive(Debug)]
 pub(super) struct Server {
-    address: SocketAddr,
+    server: HttpServer,
     shared: Shared,
-    _runtime: Runtime,
 }
 
 impl Server {
@@ -103,26 +98,12 @@ impl Server {
         let router = Router::new()
             .fallback_service(ServeDir::new(dir))
             .layer(middleware::from_fn_with_state(shared.clone(), answer));
-        let runtime = runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
-        let address = listener.local_addr()?;
-        // As caches do: an answer of several writes does not wait for the client to confirm each.
-        let listener = listener.tap_io(|connection| {
-            let _ = connection.set_nodelay(true);
-        });
-        runtime.spawn(async { axum::serve(listener, router).await });
-        Ok(Self {
-            address,
-            shared,
-            _runtime: runtime,
-        })
+        let server = HttpServer::start(router)?;
+        Ok(Self { server, shared })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address()
     }
 
     pub(super) fn fault(&self, part: Part, fault: Option<Fault>) {

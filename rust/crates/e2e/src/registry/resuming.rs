@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,10 +14,9 @@ use axum::{
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_stream::StreamExt;
 
-use crate::image::sha256;
+use crate::{http_server::HttpServer, image::sha256};
 
 /// Where an upload is; the number of an upload stands for its name.
 const UPLOADS: &str = "/v2/a/blobs/uploads/";
@@ -42,8 +41,10 @@ struct Kept {
     seen: Seen,
     uploads: BTreeMap<String, Vec<u8>>,
     next: usize,
-    /// How many more uploads it refuses in their middle because of an old token.
+    /// How many more uploads it refuses in their middle because nobody has logged in.
     expiring: usize,
+    /// Whether it has done so, and takes nothing more from anybody who has not.
+    wants_login: bool,
 }
 
 type Shared = Arc<Mutex<Kept>>;
@@ -52,12 +53,11 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Kept> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The server, on a runtime of its own.
+/// The server.
 #[derive(Debug)]
 pub struct Resuming {
-    address: SocketAddr,
+    server: HttpServer,
     kept: Shared,
-    _runtime: Runtime,
 }
 
 impl Resuming {
@@ -69,25 +69,17 @@ impl Resuming {
     pub fn start(expiring: usize) -> Result<Self> {
         let kept = Shared::default();
         lock(&kept).expiring = expiring;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
-        let address = listener.local_addr()?;
         let router = Router::new().fallback(answer).with_state(kept.clone());
-        runtime.spawn(async { axum::serve(listener, router).await });
         Ok(Self {
-            address,
+            server: HttpServer::start(router)?,
             kept,
-            _runtime: runtime,
         })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address()
     }
 
     /// What has happened so far.
@@ -97,7 +89,16 @@ impl Resuming {
     }
 }
 
+fn log_in() -> Response {
+    let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"tests\"")];
+    (StatusCode::UNAUTHORIZED, challenge).into_response()
+}
+
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
+    let has_login = request.headers().contains_key(header::AUTHORIZATION);
+    if lock(&shared).wants_login && !has_login {
+        return log_in();
+    }
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
@@ -169,6 +170,7 @@ async fn patch(shared: &Shared, name: &str, request: Request) -> Response {
         kept.seen.ranges.extend(range);
         let expires = kept.expiring > 0;
         kept.expiring = kept.expiring.saturating_sub(1);
+        kept.wants_login |= expires;
         match expires {
             true => 1 << 20,
             false => usize::MAX,
@@ -176,11 +178,7 @@ async fn patch(shared: &Shared, name: &str, request: Request) -> Response {
     };
     match append(shared, name, request, limit).await {
         Ok(has) => progress(StatusCode::ACCEPTED, name, has),
-        Err(StatusCode::UNAUTHORIZED) => (
-            StatusCode::UNAUTHORIZED,
-            [(header::WWW_AUTHENTICATE, "Basic realm=\"tests\"")],
-        )
-            .into_response(),
+        Err(StatusCode::UNAUTHORIZED) => log_in(),
         Err(status) => status.into_response(),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::Command,
     sync::{Arc, Mutex, PoisonError},
@@ -21,11 +20,11 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use serde_json::json;
-use tokio::{net::TcpListener, runtime::Runtime};
 
 use super::Certificate;
 use crate::{
     host::{Host, unique},
+    http_server::HttpServer,
     process::succeed,
 };
 
@@ -43,13 +42,12 @@ struct Issuer {
     given: Mutex<Vec<String>>,
 }
 
-/// The server, on a runtime of its own.
+/// The server.
 #[derive(Debug)]
 pub struct TokenServer {
-    address: SocketAddr,
+    server: HttpServer,
     certificate: Certificate,
     issuer: Arc<Issuer>,
-    _runtime: Runtime,
 }
 
 impl TokenServer {
@@ -72,26 +70,18 @@ impl TokenServer {
             reading_only,
             given: Mutex::default(),
         });
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
-        let address = listener.local_addr()?;
         let router = Router::new().fallback(answer).with_state(issuer.clone());
-        runtime.spawn(async { axum::serve(listener, router).await });
         Ok(Self {
-            address,
+            server: HttpServer::start(router)?,
             certificate,
             issuer,
-            _runtime: runtime,
         })
     }
 
     /// Its address, as a registry names it.
     #[must_use]
     pub fn realm(&self) -> String {
-        format!("http://{}/token", self.address)
+        format!("http://{}/token", self.server.address())
     }
 
     /// What the registry has to trust.

@@ -2,6 +2,7 @@
 //! two: a kill that falls into it leaves nothing that the next start cannot put right.
 
 use std::{
+    fmt::Debug,
     fs,
     path::PathBuf,
     thread::{self, ScopedJoinHandle},
@@ -78,6 +79,17 @@ fn answer<T>(call: ScopedJoinHandle<'_, Result<T, Status>>) -> Result<Result<T, 
     call.join().map_err(|_| anyhow!("a client panicked"))
 }
 
+/// Kills the daemon within a call, which has no answer then.
+fn killed<T: Debug>(
+    daemon: &mut Daemon,
+    call: ScopedJoinHandle<'_, Result<T, Status>>,
+) -> Result<()> {
+    daemon.kill()?;
+    let answer = answer(call)?;
+    ensure!(answer.is_err(), "{answer:?}");
+    Ok(())
+}
+
 /// Waits until the disk has what one Nix snapshot needs.
 fn made(subject: &Subject) -> Result<()> {
     poll("directories and roots", SETTLE, || {
@@ -111,10 +123,7 @@ fn directories_and_gc_roots_are_there_before_their_snapshot() {
         thread::scope(|scope| {
             let call = scope.spawn(prepare);
             made(&subject)?;
-            subject.daemon.kill()?;
-            let answer = answer(call)?;
-            ensure!(answer.is_err(), "{answer:?}");
-            anyhow::Ok(())
+            killed(&mut subject.daemon, call)
         })?;
         drop(store);
         subject.daemon.start_again()?;
@@ -145,10 +154,7 @@ fn directories_and_gc_roots_outlast_their_snapshot() {
                 thread::sleep(Duration::from_millis(5));
             }
             ensure!(!call.is_finished(), "the store did not wait");
-            subject.daemon.kill()?;
-            let answer = answer(call)?;
-            ensure!(answer.is_err(), "{answer:?}");
-            anyhow::Ok(())
+            killed(&mut subject.daemon, call)
         })?;
         drop(store);
         subject.daemon.start_again()?;

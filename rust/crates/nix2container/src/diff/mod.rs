@@ -17,6 +17,7 @@ use crate::{
     image_facts::{self, ImageFacts},
     image_source::ImageSource,
     output::{print, printable_json},
+    runtime::wait,
 };
 
 /// What to compare.
@@ -47,11 +48,7 @@ pub(crate) fn run(containerd: &ContainerdArgs, args: &DiffArgs) -> anyhow::Resul
     if args.a.as_os_str() == STDIN && args.b.as_os_str() == STDIN {
         bail!("standard input has one archive: pass `{STDIN}` once");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime for I/O")?;
-    let (a, b) = runtime.block_on(async {
+    let (a, b) = wait(async {
         let (a, b) = (
             read(&args.a, containerd, &args.store_dir).await?,
             read(&args.b, containerd, &args.store_dir).await?,

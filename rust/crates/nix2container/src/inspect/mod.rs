@@ -14,6 +14,7 @@ use crate::{
     image_facts::{self, ImageFacts},
     image_source::ImageSource,
     output::{print, printable_json},
+    runtime::wait,
 };
 
 /// What to look at.
@@ -32,11 +33,7 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn run(containerd: &ContainerdArgs, args: &InspectArgs) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime for I/O")?;
-    let (source, images) = runtime.block_on(async {
+    let (source, images) = wait(async {
         let mut source = ImageSource::open(&args.what, containerd).await?;
         let mut images = image_facts::read(&mut source, &args.store_dir).await?;
         image_facts::measure(&args.store_dir, &mut images).await;

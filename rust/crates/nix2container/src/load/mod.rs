@@ -18,6 +18,7 @@ use crate::{
     cli::ContainerdArgs,
     containerd::Containerd,
     progress::Progress,
+    runtime::wait,
 };
 
 /// What to load, and how.
@@ -54,11 +55,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     // All of them first: nothing is loaded when one of them cannot be.
     let mut archives = plan(args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime for I/O")?;
-    runtime.block_on(async {
+    wait(async {
         let mut containerd =
             Containerd::connect(&containerd.address, &containerd.namespace).await?;
         containerd.create_lease().await?;

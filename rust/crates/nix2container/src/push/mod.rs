@@ -18,6 +18,7 @@ use crate::{
     archive_file,
     progress::Progress,
     registry::{Connection, Registry, Stored},
+    runtime::wait,
 };
 
 #[derive(Args)]
@@ -55,11 +56,7 @@ pub(crate) fn run(args: &PushArgs, progress: &Progress) -> anyhow::Result<()> {
         archives.push(archive_file::open(path)?);
     }
     let plan = plan::plan(&mut archives, args.r#ref.as_ref())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime for I/O")?;
-    runtime.block_on(async {
+    wait(async {
         let connection = Connection {
             plain_http: args.plain_http,
             ca_file: args.ca_file.as_deref(),
