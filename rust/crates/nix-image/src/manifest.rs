@@ -20,9 +20,10 @@ pub mod media_type {
     /// A layer; `+gzip` or `+zstd` follows if it is compressed.
     pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-    pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-    pub(super) const DOCKER_INDEX: &str =
-        "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// An image manifest of Docker's image format 2.
+    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// A manifest list of Docker's image format 2: its index.
+    pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     pub(super) const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 }

@@ -104,13 +104,11 @@ pub(crate) fn log_to(progress: Progress, level: LogLevel) {
         .init();
 }
 
-/// Prints an error, each cause on a line of its own.
+/// Prints an error and its causes in one line.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    let harmless = |message: &dyn std::fmt::Display| printable_message(&message.to_string());
-    eprintln!("nix2container: {}", harmless(error));
-    for cause in error.chain().skip(1) {
-        eprintln!("  caused by: {}", harmless(&cause));
-    }
+    let lines = format!("{error:#}");
+    let lines = lines.lines().map(str::trim).collect::<Vec<_>>();
+    eprintln!("nix2container: {}", printable_message(&lines.join(" ")));
 }
 
 #[cfg(test)]

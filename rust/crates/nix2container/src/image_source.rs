@@ -7,14 +7,18 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use nix_image::{Descriptor, Error};
+use nix_image::{Descriptor, Error, Reference};
 
 use crate::{
     archive_file::{self, ImageArchive, STDIN},
     cli::ContainerdArgs,
     containerd::{Containerd, NamedImage},
     output::printable,
+    registry::{Access, Registry, RegistryArgs},
 };
+
+/// What a reference begins with that is to be looked up in its registry, as skopeo has it.
+const REGISTRY: &str = "docker://";
 
 /// What has images.
 pub(crate) enum ImageSource {
@@ -25,6 +29,46 @@ pub(crate) enum ImageSource {
         containerd: Box<Containerd>,
         image: NamedImage,
     },
+    /// One image of a registry.
+    Registry(Box<RegistryImage>),
+}
+
+/// An image of a registry.
+pub(crate) struct RegistryImage {
+    registry: Registry,
+    reference: String,
+    root: Descriptor,
+    /// The text of `root`.
+    document: Vec<u8>,
+}
+
+impl RegistryImage {
+    async fn find(words: &str, args: &RegistryArgs) -> anyhow::Result<Self> {
+        let reference = Reference::parse(words)?;
+        if reference.is_resolved_by_nix() {
+            bail!(
+                "{reference} is a name that Nix resolves, and in no registry: inspect the archive {} itself",
+                reference.repository()
+            );
+        }
+        let registry = Registry::connect(&reference, Access::Pull, args).await?;
+        let (root, document) = registry.resolve(&reference).await?.with_context(|| {
+            format!("the registry has no image {reference}: correct its name, or push it")
+        })?;
+        Ok(Self {
+            registry,
+            reference: reference.to_string(),
+            root,
+            document,
+        })
+    }
+
+    async fn read(&self, descriptor: &Descriptor) -> anyhow::Result<Option<Vec<u8>>> {
+        match descriptor.digest == self.root.digest {
+            true => Ok(Some(self.document.clone())),
+            false => self.registry.read_document(descriptor).await,
+        }
+    }
 }
 
 /// An image that a source lists.
@@ -37,9 +81,18 @@ pub(crate) struct Listed {
 }
 
 impl ImageSource {
-    /// Finds what a user means: standard input by `-`, else the file or the image layout of that
-    /// name, and where there is none the image of that name in containerd.
-    pub(crate) async fn open(what: &Path, containerd: &ContainerdArgs) -> anyhow::Result<Self> {
+    /// Finds what a user means: standard input by `-`, an image of a registry by `docker://`, else
+    /// the file or the image layout of that name, and where there is none the image of that name
+    /// in containerd.
+    pub(crate) async fn open(
+        what: &Path,
+        containerd: &ContainerdArgs,
+        registry: &RegistryArgs,
+    ) -> anyhow::Result<Self> {
+        if let Some(reference) = what.to_str().and_then(|what| what.strip_prefix(REGISTRY)) {
+            let image = RegistryImage::find(reference, registry).await?;
+            return Ok(Self::Registry(Box::new(image)));
+        }
         if what.as_os_str() == STDIN || has_images(what) {
             let archive = archive_file::open_or_stdin(what)?;
             return Ok(Self::Archive(Box::new(archive)));
@@ -62,11 +115,12 @@ impl ImageSource {
         })
     }
 
-    /// The file, or the name in containerd.
+    /// The file, or the name in containerd or in a registry.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Archive(archive) => archive.name(),
             Self::Containerd { image, .. } => &image.name,
+            Self::Registry(image) => &image.reference,
         }
     }
 
@@ -88,6 +142,10 @@ impl ImageSource {
                 name: Some(image.name.clone()),
                 root: image.target.clone(),
             }],
+            Self::Registry(image) => vec![Listed {
+                name: Some(image.reference.clone()),
+                root: image.root.clone(),
+            }],
         }
     }
 
@@ -104,6 +162,7 @@ impl ImageSource {
                 Err(error) => Err(error.into()),
             },
             Self::Containerd { containerd, .. } => containerd.read_document(descriptor).await,
+            Self::Registry(image) => image.read(descriptor).await,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     image_facts::{self, ImageFacts},
     image_source::ImageSource,
     output::{print, printable_json},
+    registry::RegistryArgs,
     runtime::wait,
 };
 
@@ -29,7 +30,10 @@ pub(crate) struct DiffArgs {
     /// The directory of the Nix store.
     #[arg(long, value_name = "DIR", default_value = "/nix/store", value_parser = StoreDir::new)]
     store_dir: StoreDir,
-    /// The image before: an archive, `-` for one on standard input, or the name of an image in
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// The image before: an archive or a directory with an image layout, `-` for an archive on
+    /// standard input, docker://REFERENCE for an image in a registry, or the name of an image in
     /// containerd.
     #[arg(value_name = "A")]
     a: PathBuf,
@@ -50,8 +54,8 @@ pub(crate) fn run(containerd: &ContainerdArgs, args: &DiffArgs) -> anyhow::Resul
     }
     let (a, b) = wait(async {
         let (a, b) = (
-            read(&args.a, containerd, &args.store_dir).await?,
-            read(&args.b, containerd, &args.store_dir).await?,
+            read(&args.a, containerd, args).await?,
+            read(&args.b, containerd, args).await?,
         );
         let mut images = [a.image, b.image];
         image_facts::measure(&args.store_dir, &mut images).await;
@@ -69,10 +73,10 @@ pub(crate) fn run(containerd: &ContainerdArgs, args: &DiffArgs) -> anyhow::Resul
 async fn read(
     what: &std::path::Path,
     containerd: &ContainerdArgs,
-    store_dir: &StoreDir,
+    args: &DiffArgs,
 ) -> anyhow::Result<Side> {
-    let mut source = ImageSource::open(what, containerd).await?;
-    let images = image_facts::read(&mut source, store_dir).await?;
+    let mut source = ImageSource::open(what, containerd, &args.registry).await?;
+    let images = image_facts::read(&mut source, &args.store_dir).await?;
     let source = source.name().to_owned();
     Ok(Side {
         image: image_facts::one(&source, images)?,

@@ -14,6 +14,7 @@ use crate::{
     image_facts::{self, ImageFacts},
     image_source::ImageSource,
     output::{print, printable_json},
+    registry::RegistryArgs,
     runtime::wait,
 };
 
@@ -26,15 +27,18 @@ pub(crate) struct InspectArgs {
     /// The directory of the Nix store.
     #[arg(long, value_name = "DIR", default_value = "/nix/store", value_parser = StoreDir::new)]
     store_dir: StoreDir,
-    /// An archive, `-` for one on standard input, or the name of an image in containerd. A file
-    /// of that name comes before an image.
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// An archive or a directory with an image layout, `-` for an archive on standard input,
+    /// docker://REFERENCE for an image in a registry, or the name of an image in containerd. A
+    /// file of that name comes before an image.
     #[arg(value_name = "WHAT")]
     what: PathBuf,
 }
 
 pub(crate) fn run(containerd: &ContainerdArgs, args: &InspectArgs) -> anyhow::Result<()> {
     let (source, images) = wait(async {
-        let mut source = ImageSource::open(&args.what, containerd).await?;
+        let mut source = ImageSource::open(&args.what, containerd, &args.registry).await?;
         let mut images = image_facts::read(&mut source, &args.store_dir).await?;
         image_facts::measure(&args.store_dir, &mut images).await;
         anyhow::Ok((source.name().to_owned(), images))

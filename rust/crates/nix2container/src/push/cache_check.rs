@@ -9,7 +9,7 @@ use nix_store::{Closure, StoreDir, StorePath};
 use reqwest::{Client, StatusCode, Url};
 
 use super::plan::Plan;
-use crate::registry::{Connection, client};
+use crate::registry::RegistryArgs;
 
 /// Requests to binary caches at one time.
 const CONCURRENCY: usize = 16;
@@ -29,15 +29,15 @@ pub(super) fn parse_url(text: &str) -> Result<Url, String> {
 pub(super) async fn warn(
     caches: &[Url],
     plan: &Plan,
-    connection: Connection<'_>,
+    registry: &RegistryArgs,
 ) -> anyhow::Result<()> {
     let paths = closure(plan)?;
-    let http = client(connection, caches)?;
+    let http = registry.client(caches)?;
     let asked = stream::iter(&paths).map(|path| {
         let http = &http;
         async move {
             for cache in caches {
-                if has(http, cache, path, connection).await? {
+                if has(http, cache, path, registry).await? {
                     return Ok(None);
                 }
             }
@@ -89,10 +89,10 @@ async fn has(
     http: &Client,
     cache: &Url,
     path: &StorePath,
-    connection: Connection<'_>,
+    registry: &RegistryArgs,
 ) -> anyhow::Result<bool> {
     let url = narinfo(cache, path);
-    let request = http.get(url.clone()).timeout(connection.timeout).send();
+    let request = http.get(url.clone()).timeout(registry.timeout()).send();
     let response = request
         .await
         .map_err(reqwest::Error::without_url)

@@ -6,7 +6,7 @@
 mod cache_check;
 mod plan;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -17,7 +17,7 @@ use reqwest::Url;
 use crate::{
     archive_file,
     progress::Progress,
-    registry::{Connection, Registry, Stored},
+    registry::{Access, Registry, RegistryArgs, Stored},
     runtime::wait,
 };
 
@@ -26,12 +26,8 @@ pub(crate) struct PushArgs {
     /// Where to push to, instead of the name in the archive.
     #[arg(long, value_name = "REFERENCE", value_parser = Reference::parse)]
     r#ref: Option<Reference>,
-    /// Speak to the registry without encryption.
-    #[arg(long)]
-    plain_http: bool,
-    /// Trust the certificates in this PEM file, too.
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Write the digest of what was pushed into this file.
     #[arg(long, value_name = "FILE")]
     digest_file: Option<PathBuf>,
@@ -41,9 +37,6 @@ pub(crate) struct PushArgs {
     /// Warn of store paths that none of these binary caches has; may be repeated.
     #[arg(long, value_name = "URL", value_parser = cache_check::parse_url)]
     check_cache: Vec<Url>,
-    /// How many seconds the registry may be silent.
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=3600))]
-    timeout: u64,
     /// The archive: OCI or `docker save`, plain, gzip or zstd. Several, each of another platform,
     /// become one image.
     #[arg(value_name = "ARCHIVE", required = true)]
@@ -57,15 +50,10 @@ pub(crate) fn run(args: &PushArgs, progress: &Progress) -> anyhow::Result<()> {
     }
     let plan = plan::plan(&mut archives, args.r#ref.as_ref())?;
     wait(async {
-        let connection = Connection {
-            plain_http: args.plain_http,
-            ca_file: args.ca_file.as_deref(),
-            timeout: Duration::from_secs(args.timeout),
-        };
         if !args.check_cache.is_empty() {
-            cache_check::warn(&args.check_cache, &plan, connection).await?;
+            cache_check::warn(&args.check_cache, &plan, &args.registry).await?;
         }
-        let registry = Registry::connect(&plan.destination, connection).await?;
+        let registry = Registry::connect(&plan.destination, Access::Push, &args.registry).await?;
         if args.dry_run {
             return tell(&registry, &plan).await;
         }
@@ -158,7 +146,6 @@ mod tests {
         let Command::Push(args) = cli.command else {
             panic!("not push");
         };
-        assert!(args.plain_http);
         assert_eq!(args.r#ref.unwrap().to_string(), "localhost:5000/a:latest");
         assert_eq!(args.archives.len(), 2);
         for flags in [

@@ -6,10 +6,10 @@ use anyhow::anyhow;
 use reqwest::{Response, header::RETRY_AFTER};
 use serde::Deserialize;
 
-use super::retry;
+use super::{Access, retry};
 
-/// Most bytes of an answer that are read: tokens are the longest of them.
-const MAX_BYTES: usize = 256 << 10;
+/// Most bytes of an answer that is no document of an image: tokens are the longest of them.
+pub(super) const MAX_BYTES: u64 = 256 << 10;
 
 /// Most characters of a registry's own words that are repeated.
 const MAX_SAID: usize = 300;
@@ -118,14 +118,18 @@ pub(super) fn silence(timeout: Duration) -> Failure {
     }
 }
 
-/// The whole body of a short answer.
-pub(super) async fn body(mut response: Response, timeout: Duration) -> Result<Vec<u8>, Failure> {
+/// The whole body of a short answer, or the beginning of a longer one: at least one byte more than
+/// `limit`, so that it can be told from a whole one.
+pub(super) async fn body(
+    mut response: Response,
+    limit: u64,
+    timeout: Duration,
+) -> Result<Vec<u8>, Failure> {
     let read = async {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await? {
             body.extend_from_slice(&chunk);
-            if body.len() > MAX_BYTES {
-                body.truncate(MAX_BYTES);
+            if body.len() as u64 > limit {
                 break;
             }
         }
@@ -156,7 +160,7 @@ impl Answer {
             .get(RETRY_AFTER)
             .and_then(|value| retry::retry_after(value.to_str().ok()?));
         // A status counts without its words, too.
-        let body = body(response, timeout).await.unwrap_or_default();
+        let body = body(response, MAX_BYTES, timeout).await.unwrap_or_default();
         Self {
             status,
             retry_after,
@@ -206,6 +210,7 @@ fn said(body: &[u8]) -> String {
 pub(super) struct Place<'a> {
     pub(super) domain: &'a str,
     pub(super) repository: &'a str,
+    pub(super) access: Access,
     /// What the login is from, if there is one.
     pub(super) login: Option<&'a str>,
 }
@@ -215,6 +220,7 @@ pub(super) fn explain(failure: Failure, what: impl Display, place: Place<'_>) ->
     let Place {
         domain,
         repository,
+        access,
         login,
     } = place;
     let reason = match failure {
@@ -237,14 +243,19 @@ pub(super) fn explain(failure: Failure, what: impl Display, place: Place<'_>) ->
                     "{by} forbids it (403){said}: {}",
                     match login {
                         None => format!(
-                            "log in with `skopeo login {domain}`, or choose a repository that all may push to"
+                            "log in with `skopeo login {domain}`, or choose a repository that all may {access}"
                         ),
-                        Some(source) =>
-                            format!("the login of {source} needs the right to push to {repository}"),
+                        Some(source) => format!(
+                            "the login of {source} needs the right to {access} {repository}"
+                        ),
                     }
                 ),
                 404 => format!(
-                    "{by} does not know the repository {repository} (404){said}: make it there, or correct the name by --ref"
+                    "{by} does not know the repository {repository} (404){said}: {}",
+                    match access {
+                        Access::Pull => "correct the name",
+                        Access::Push => "make it there, or correct the name by --ref",
+                    }
                 ),
                 413 => format!(
                     "it is larger than {by} or a proxy before it takes (413){said}: have the limit raised (nginx: `client_max_body_size`)"
@@ -260,7 +271,7 @@ pub(super) fn explain(failure: Failure, what: impl Display, place: Place<'_>) ->
                     "{by} fails ({status}){said}: try again later; its log says what is wrong"
                 ),
                 status => format!(
-                    "{by} answers with status {status}{said}: see whether {domain} is a registry that takes pushes"
+                    "{by} answers with status {status}{said}: see whether {domain} is a registry"
                 ),
             }
         }
@@ -289,6 +300,7 @@ mod tests {
         let place = Place {
             domain: "r.io",
             repository: "a/b",
+            access: Access::Push,
             login,
         };
         explain(Failure::Answer(answer), "store x", place).to_string()
@@ -300,7 +312,7 @@ mod tests {
             (401, None, &["wants a login", "skopeo login r.io"][..]),
             (401, Some("/f"), &["/f", "refused", "log in again"]),
             (403, None, &["403", "log in"]),
-            (403, Some("/f"), &["403", "/f", "right to push"]),
+            (403, Some("/f"), &["403", "/f", "right to push a/b"]),
             (404, None, &["404", "--ref"]),
             (413, None, &["413", "client_max_body_size"]),
             (429, None, &["429", "after 600 s"]),

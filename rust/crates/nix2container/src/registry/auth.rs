@@ -11,7 +11,7 @@ use reqwest::{
 };
 use serde::Deserialize;
 
-use super::{answer, credentials::Secret, transport::is_loopback};
+use super::{Access, answer, credentials::Secret, transport::is_loopback};
 
 /// What a registry asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,11 +120,15 @@ fn unquote(value: &str) -> String {
     text
 }
 
-/// The scopes to ask a token for: those that the challenge names, and always all that a push does
-/// in its repository, so that one token serves it from the beginning to the end.
-pub(super) fn scopes(repository: &str, challenge: Option<&str>) -> Vec<String> {
+/// The scopes to ask a token for: those that the challenge names, and always all that is done in
+/// the repository, so that one token serves from the beginning to the end.
+pub(super) fn scopes(repository: &str, access: Access, challenge: Option<&str>) -> Vec<String> {
     let own = format!("repository:{repository}:");
-    let mut scopes = vec![format!("{own}pull,push")];
+    let actions = match access {
+        Access::Pull => "pull",
+        Access::Push => "pull,push",
+    };
+    let mut scopes = vec![format!("{own}{actions}")];
     let others = challenge.unwrap_or_default().split_whitespace();
     scopes.extend(
         others
@@ -181,7 +185,7 @@ impl TokenRequest<'_> {
             let answer = answer::Answer::read(response, timeout).await;
             return Err(answer::Failure::Answer(answer.of(at)));
         }
-        let body = answer::body(response, timeout).await?;
+        let body = answer::body(response, answer::MAX_BYTES, timeout).await?;
         token(&body)
             .and_then(|token| secret_header(&format!("Bearer {token}")))
             .map_err(|error| answer::Failure::Fatal(anyhow!("{at} gives no token: {error}")))
@@ -305,9 +309,17 @@ mod tests {
 
     #[test]
     fn a_token_is_asked_for_pushing_and_for_what_is_mounted() {
-        assert_eq!(scopes("a/b", None), ["repository:a/b:pull,push"]);
         assert_eq!(
-            scopes("a/b", Some("repository:a/b:pull repository:base:pull")),
+            scopes("a/b", Access::Push, None),
+            ["repository:a/b:pull,push"]
+        );
+        assert_eq!(scopes("a/b", Access::Pull, None), ["repository:a/b:pull"]);
+        assert_eq!(
+            scopes(
+                "a/b",
+                Access::Push,
+                Some("repository:a/b:pull repository:base:pull")
+            ),
             ["repository:a/b:pull,push", "repository:base:pull"]
         );
     }

@@ -1,22 +1,29 @@
-//! A client of OCI's distribution specification, as far as a push needs it.
+//! A client of OCI's distribution specification, as far as a push and a look at an image need it.
 //!
 //! * `transport`: the connection, and whose certificates count.
 //! * `credentials`: who the user is; `auth`: how the registry is told.
-//! * `upload`: blobs, which go on where they broke off.
+//! * `upload`: blobs, which go on where they broke off; `read`: manifests and configs.
 //! * `retry`: what is tried again; `answer`: what went wrong, in words.
 
 mod answer;
 mod auth;
 mod credentials;
+mod read;
 mod retry;
 mod transport;
 mod upload;
 
-use std::{cell::RefCell, fmt::Display, path::Path, time::Duration};
+use std::{
+    cell::RefCell,
+    fmt::{self, Display},
+    path::PathBuf,
+    time::Duration,
+};
 
 use answer::{Answer, Failure, Place, explain};
 use anyhow::anyhow;
 use auth::{Challenge, TokenRequest};
+use clap::Args;
 use credentials::{Login, Secret};
 use nix_image::{Descriptor, Digest, Reference};
 use reqwest::{
@@ -30,24 +37,50 @@ pub(crate) use upload::Stored;
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// How a registry is spoken to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Connection<'a> {
-    /// Without encryption.
-    pub(crate) plain_http: bool,
-    /// Certificates of further authorities.
-    pub(crate) ca_file: Option<&'a Path>,
-    /// How long the registry may be silent.
-    pub(crate) timeout: Duration,
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RegistryArgs {
+    /// Speak to the registry without encryption.
+    #[arg(long)]
+    plain_http: bool,
+    /// Trust the certificates in this PEM file, too.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// How many seconds the registry may be silent.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
 }
 
-/// A client that speaks to these servers in this way.
-pub(crate) fn client(connection: Connection<'_>, targets: &[Url]) -> anyhow::Result<Client> {
-    let Connection {
-        plain_http,
-        ca_file,
-        timeout,
-    } = connection;
-    transport::client(plain_http, ca_file, timeout, targets)
+impl RegistryArgs {
+    /// How long the registry may be silent.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+
+    /// A client that speaks to these servers in this way.
+    pub(crate) fn client(&self, targets: &[Url]) -> anyhow::Result<Client> {
+        transport::client(
+            self.plain_http,
+            self.ca_file.as_deref(),
+            self.timeout(),
+            targets,
+        )
+    }
+}
+
+/// What a repository is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Pull,
+    Push,
+}
+
+impl Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pull => "pull",
+            Self::Push => "push",
+        })
+    }
 }
 
 /// One repository of a registry.
@@ -57,6 +90,7 @@ pub(crate) struct Registry {
     base: Url,
     domain: String,
     repository: String,
+    access: Access,
     login: Option<Login>,
     plain_http: bool,
     timeout: Duration,
@@ -67,19 +101,15 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Finds the registry of `destination`, and logs in if it wants that.
+    /// Finds the registry of a reference, and logs in if it wants that.
     pub(crate) async fn connect(
-        destination: &Reference,
-        connection: Connection<'_>,
+        reference: &Reference,
+        access: Access,
+        args: &RegistryArgs,
     ) -> anyhow::Result<Self> {
-        let Connection {
-            plain_http,
-            timeout,
-            ..
-        } = connection;
-        let (domain, repository) = (destination.domain(), destination.repository());
-        let addresses = transport::addresses(domain, plain_http)?;
-        let http = client(connection, &addresses)?;
+        let (domain, repository) = (reference.domain(), reference.repository());
+        let addresses = transport::addresses(domain, args.plain_http)?;
+        let http = args.client(&addresses)?;
         let mut addresses = addresses.into_iter();
         let base = addresses
             .next()
@@ -89,12 +119,14 @@ impl Registry {
             base,
             domain: domain.to_owned(),
             repository: repository.to_owned(),
+            access,
             login: credentials::find(domain, repository)?,
-            plain_http,
-            timeout,
+            plain_http: args.plain_http,
+            timeout: args.timeout(),
             challenge: RefCell::default(),
             authorization: RefCell::default(),
         };
+        let what = format!("begin a {access}");
         let mut attempts = Attempts::default();
         loop {
             let failure = match registry.greet().await {
@@ -112,12 +144,8 @@ impl Registry {
                         connected: false, ..
                     },
                     _,
-                ) => return Err(registry.explain(failure, "begin a push")),
-                _ => {
-                    registry
-                        .pause(&mut attempts, failure, "begin a push")
-                        .await?;
-                }
+                ) => return Err(registry.explain(failure, &what)),
+                _ => registry.pause(&mut attempts, failure, &what).await?,
             }
         }
     }
@@ -185,14 +213,23 @@ impl Registry {
         complete: impl Fn(RequestBuilder) -> RequestBuilder,
         accepted: &[StatusCode],
     ) -> anyhow::Result<Response> {
+        self.retried(what, async || {
+            let response = self.once(method.clone(), url, &complete).await?;
+            accept(response, accepted, self.timeout).await
+        })
+        .await
+    }
+
+    /// Attempts something until it succeeds or there is no hope.
+    async fn retried<T>(
+        &self,
+        what: &dyn Display,
+        attempt: impl AsyncFn() -> Result<T, Failure>,
+    ) -> anyhow::Result<T> {
         let mut attempts = Attempts::default();
         loop {
-            let answer = match self.once(method.clone(), url, &complete).await {
-                Ok(response) => accept(response, accepted, self.timeout).await,
-                Err(failure) => Err(failure),
-            };
-            match answer {
-                Ok(response) => return Ok(response),
+            match attempt().await {
+                Ok(done) => return Ok(done),
                 Err(failure) => self.pause(&mut attempts, failure, what).await?,
             }
         }
@@ -253,7 +290,7 @@ impl Registry {
                 let request = TokenRequest {
                     realm: &realm,
                     service: service.as_deref(),
-                    scopes: auth::scopes(&self.repository, scope.as_deref()),
+                    scopes: auth::scopes(&self.repository, self.access, scope.as_deref()),
                     secret,
                     plain_http: self.plain_http || self.base.scheme() == "http",
                 };
@@ -299,6 +336,7 @@ impl Registry {
         let place = Place {
             domain: &self.domain,
             repository: &self.repository,
+            access: self.access,
             login: self.login.as_ref().map(|login| login.source.as_str()),
         };
         explain(failure, what, place)
