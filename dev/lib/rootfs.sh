@@ -15,7 +15,9 @@ sandbox_packages=(
     ca-certificates
     containerd
     containernetworking-plugins
+    docker-cli
     docker-registry
+    docker.io
     e2fsprogs
     fuse-overlayfs
     fuse3

@@ -32,6 +32,7 @@ pub mod conformance;
 pub mod containerd;
 pub mod cri;
 pub mod daemon;
+pub mod docker;
 pub mod host;
 mod http_server;
 pub mod image;

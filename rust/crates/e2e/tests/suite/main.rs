@@ -8,6 +8,7 @@ mod conformance;
 mod contract;
 mod crash;
 mod cri;
+mod docker;
 mod doctor;
 mod faults;
 mod garbage;
