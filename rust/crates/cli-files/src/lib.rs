@@ -1,33 +1,84 @@
 //! Writes the man pages and the shell completions of a program, out of its own command line.
 //!
-//! Each program has a hidden subcommand for it, `generate DIRECTORY`, so that whoever builds the
-//! programs has the files without installing anything. It depends on no other crate of the
-//! workspace.
+//! Each program has a subcommand for it, `generate DIRECTORY`, so that whoever builds the programs
+//! has the files without installing anything. Neither the help nor the files themselves name it:
+//! it is for those who package the program. The crate depends on no other one of the workspace.
 
 use std::{
+    env,
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Command};
+use clap::{Arg, Command, Parser, value_parser};
 use clap_complete::Shell;
 
-/// Where to write the files to.
-#[derive(Args, Debug)]
-pub struct GenerateArgs {
-    /// A directory as `/usr/share` is one: man pages go to `man/man1`, and completions to where
-    /// bash, zsh and fish look for them.
-    #[arg(value_name = "DIRECTORY")]
+/// What a program was called for.
+#[derive(Debug)]
+pub enum Call<Cli> {
+    /// What it is made for.
+    Program(Cli),
+    /// To write its man pages and completions.
+    Generate(Box<Files>),
+}
+
+/// The files of a program.
+#[derive(Debug)]
+pub struct Files {
+    program: Command,
     directory: PathBuf,
 }
 
-/// Writes the files of `program`.
-///
-/// # Errors
-/// Name the file or directory that cannot be written.
-pub fn generate(program: &Command, args: &GenerateArgs) -> io::Result<()> {
+/// Reads the command line of this process. As clap does, it prints the help, the version or a
+/// mistake, and ends the process.
+#[must_use]
+pub fn parse<Cli: Parser>() -> Call<Cli> {
+    try_parse(env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+fn try_parse<Cli: Parser>(
+    words: impl IntoIterator<Item = OsString>,
+) -> Result<Call<Cli>, clap::Error> {
+    const GENERATE: &str = "generate";
+    const DIRECTORY: &str = "DIRECTORY";
+    let directory = Arg::new(DIRECTORY)
+        .required(true)
+        .value_parser(value_parser!(PathBuf))
+        .help("A directory as /usr/share is one");
+    let generate = Command::new(GENERATE)
+        .about("Writes man pages to man/man1, and completions to where bash, zsh and fish look for them")
+        .hide(true)
+        .arg(directory);
+    let mut program = Cli::command().subcommand(generate);
+    let matches = program.try_get_matches_from_mut(words)?;
+    let directory = matches
+        .subcommand_matches(GENERATE)
+        .and_then(|matches| matches.get_one::<PathBuf>(DIRECTORY));
+    match directory {
+        Some(directory) => Ok(Call::Generate(Box::new(Files {
+            program: Cli::command(),
+            directory: directory.clone(),
+        }))),
+        None => Cli::from_arg_matches(&matches)
+            .map(Call::Program)
+            .map_err(|error| error.format(&mut program)),
+    }
+}
+
+impl Files {
+    /// Writes them.
+    ///
+    /// # Errors
+    /// Name the file or directory that cannot be written.
+    pub fn write(&self) -> io::Result<()> {
+        generate(&self.program, &self.directory)
+    }
+}
+
+fn generate(program: &Command, share: &Path) -> io::Result<()> {
     let name = program.get_name().to_owned();
-    let man = directory(&args.directory.join("man/man1"))?;
+    let man = directory(&share.join("man/man1"))?;
     clap_mangen::generate_to(program.clone(), &man).map_err(|error| named(&man, &error))?;
     for (shell, dir, file) in [
         (Shell::Bash, "bash-completion/completions", name.clone()),
@@ -40,7 +91,7 @@ pub fn generate(program: &Command, args: &GenerateArgs) -> io::Result<()> {
     ] {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut program.clone(), &name, &mut script);
-        let file = directory(&args.directory.join(dir))?.join(file);
+        let file = directory(&share.join(dir))?.join(file);
         fs::write(&file, script).map_err(|error| named(&file, &error))?;
     }
     Ok(())
@@ -62,19 +113,42 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 mod tests {
     use super::*;
 
+    /// Does something.
+    #[derive(Debug, Parser)]
+    #[command(name = "program")]
+    enum Cli {
+        /// Works.
+        Work,
+    }
+
+    fn call(words: &[&str]) -> Result<Call<Cli>, clap::Error> {
+        try_parse(["program"].iter().chain(words).map(OsString::from))
+    }
+
+    fn files(directory: &Path) -> Box<Files> {
+        let words = ["generate", directory.to_str().unwrap()];
+        match call(&words).unwrap() {
+            Call::Generate(files) => files,
+            Call::Program(cli) => panic!("{cli:?}"),
+        }
+    }
+
+    #[test]
+    fn a_program_is_called_for_its_work_or_for_its_files() {
+        assert!(matches!(call(&["work"]), Ok(Call::Program(Cli::Work))));
+        assert!(call(&["generate"]).is_err());
+        assert!(call(&["play"]).is_err());
+        let help = call(&["--help"]).unwrap_err().to_string();
+        assert!(
+            help.contains("work") && !help.contains("generate"),
+            "{help}"
+        );
+    }
+
     #[test]
     fn each_shell_and_man_have_their_files() {
         let dir = tempfile::tempdir().unwrap();
-        let program = || {
-            let hidden = Command::new("generate").hide(true);
-            Command::new("program")
-                .subcommand(Command::new("work").about("Works."))
-                .subcommand(hidden)
-        };
-        let args = GenerateArgs {
-            directory: dir.path().to_owned(),
-        };
-        generate(&program(), &args).unwrap();
+        files(dir.path()).write().unwrap();
         for file in [
             "man/man1/program.1",
             "man/man1/program-work.1",
@@ -84,13 +158,12 @@ mod tests {
         ] {
             let text = fs::read_to_string(dir.path().join(file)).unwrap();
             assert!(text.contains("work"), "{file}");
+            assert!(!text.contains("generate"), "{file}: {text}");
         }
         assert!(!dir.path().join("man/man1/program-generate.1").exists());
 
-        let args = GenerateArgs {
-            directory: dir.path().join("man/man1/program.1"),
-        };
-        let error = generate(&program(), &args).unwrap_err().to_string();
+        let error = files(&dir.path().join("man/man1/program.1")).write();
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("program.1/man"), "{error}");
     }
 }

@@ -78,9 +78,6 @@ pub(crate) enum Command {
     /// Looks at the kernel, the root directory, Nix, the daemon and containerd with its
     /// configuration. The exit code is 0 where everything works, and 1 where something does not.
     Doctor(doctor::Options),
-    /// Write the man pages and the shell completions of this program.
-    #[command(hide = true)]
-    Generate(cli_files::GenerateArgs),
 }
 
 impl Cli {

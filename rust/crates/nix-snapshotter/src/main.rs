@@ -35,7 +35,7 @@ mod store_view;
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
-use clap::{CommandFactory, Parser};
+use cli_files::Call;
 use rustix::fs::Mode;
 
 use crate::{
@@ -50,25 +50,31 @@ const WORKER_THREADS: usize = 2;
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let done = match &cli.command {
-        None => run(&cli),
-        Some(Command::CheckConfig { file }) => check_config(file),
-        Some(Command::Status { json }) => {
-            load(&cli).and_then(|config| status::show(&config.address, *json))
-        }
-        Some(Command::Generate(options)) => cli_files::generate(&Cli::command(), options)
+    let done = match cli_files::parse() {
+        Call::Program(cli) => run(&cli),
+        Call::Generate(files) => files
+            .write()
             .map(|()| ExitCode::SUCCESS)
             .map_err(anyhow::Error::from),
-        Some(Command::Doctor(options)) => {
-            let config = Config::load(cli.config.as_deref(), cli.overrides());
-            doctor::examine(config, options)
-        }
     };
     done.unwrap_or_else(|error| {
         eprintln!("nix-snapshotter: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        None => serve(cli),
+        Some(Command::CheckConfig { file }) => check_config(file),
+        Some(Command::Status { json }) => {
+            load(cli).and_then(|config| status::show(&config.address, *json))
+        }
+        Some(Command::Doctor(options)) => {
+            let config = Config::load(cli.config.as_deref(), cli.overrides());
+            doctor::examine(config, options)
+        }
+    }
 }
 
 fn load(cli: &Cli) -> anyhow::Result<Config> {
@@ -81,7 +87,7 @@ fn check_config(file: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     let config = load(cli)?;
     logging::init(config.log_format, cli.log_level);
     // Directories in layers are for every user of a container, whatever ours may see.

@@ -61,6 +61,15 @@ pub(crate) fn references(
     Closure::parse_list(store_dir, list).map(Some)
 }
 
+/// Asks which paths are not valid: a line for each of them.
+pub(crate) fn invalid(paths: &[StorePath]) -> Command {
+    let mut command = Command::new(NIX_STORE);
+    command
+        .args(["--check-validity", "--print-invalid"])
+        .args(as_paths(paths));
+    command
+}
+
 /// Asks for the NAR sizes of valid paths.
 pub(crate) fn sizes(paths: &[StorePath]) -> Command {
     let mut command = Command::new(NIX_STORE);

@@ -63,9 +63,6 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Shows what differs between two images.
     Diff(DiffArgs),
-    /// Writes the man pages and the shell completions of this program.
-    #[command(hide = true)]
-    Generate(cli_files::GenerateArgs),
 }
 
 /// How much to log.
@@ -90,11 +87,15 @@ pub(crate) fn log_to(progress: Progress, level: LogLevel) {
         LogLevel::Warn => "warn",
         LogLevel::Error => "error",
     };
-    // What the gRPC stack tells is of use to nobody below a warning.
-    let filter = match level {
-        "error" => EnvFilter::new(level),
-        _ => EnvFilter::new(format!("warn,nix2container={level}")),
+    // What the gRPC stack tells is of use to nobody below a warning. What the check of certificates
+    // tells, the error of the connection tells again.
+    let others = match level {
+        "error" => level,
+        _ => "warn",
     };
+    let filter = EnvFilter::new(format!(
+        "{others},rustls_platform_verifier=off,nix2container={level}"
+    ));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || progress.writer())

@@ -27,28 +27,14 @@ mod unload;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, LogLevel};
+use cli_files::Call;
 use progress::Progress;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let progress = Progress::new(cli.quiet);
-    let level = match cli.quiet {
-        true => LogLevel::Error,
-        false => cli.log_level,
-    };
-    cli::log_to(progress.clone(), level);
-    let result = match cli.command {
-        Command::Build(args) => build::run(&args),
-        Command::Load(args) => load::run(&cli.containerd, &args, &progress),
-        Command::Push(args) => push::run(&args, &progress),
-        Command::Diff(args) => diff::run(&cli.containerd, &args),
-        Command::Generate(args) => {
-            cli_files::generate(&Cli::command(), &args).map_err(anyhow::Error::from)
-        }
-        Command::Inspect(args) => inspect::run(&cli.containerd, &args),
-        Command::Unload(args) => unload::run(&cli.containerd, &args),
+    let result = match cli_files::parse() {
+        Call::Program(cli) => run(cli),
+        Call::Generate(files) => files.write().map_err(anyhow::Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,5 +42,22 @@ fn main() -> ExitCode {
             cli::print_error(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let progress = Progress::new(cli.quiet);
+    let level = match cli.quiet {
+        true => LogLevel::Error,
+        false => cli.log_level,
+    };
+    cli::log_to(progress.clone(), level);
+    match cli.command {
+        Command::Build(args) => build::run(&args),
+        Command::Load(args) => load::run(&cli.containerd, &args, &progress),
+        Command::Push(args) => push::run(&args, &progress),
+        Command::Diff(args) => diff::run(&cli.containerd, &args),
+        Command::Inspect(args) => inspect::run(&cli.containerd, &args),
+        Command::Unload(args) => unload::run(&cli.containerd, &args),
     }
 }

@@ -169,6 +169,32 @@ fn what_is_missing_here_is_told() {
 }
 
 #[test]
+fn a_path_that_nix_does_not_know_has_no_size_and_the_others_have() {
+    test(|host| {
+        let hello = host.fixture("hello")?;
+        let stray = "/nix/store/11111111111111111111111111111111-not-registered";
+        fs::create_dir(stray)?;
+        let layer = Layer::per_path(&[&hello, stray])?;
+        let archive = busybox_image(host, &reference("stray"), [layer])?;
+        let mut inspect = Command::new(host.nix2container());
+        let ended = run(inspect.args(["inspect", "--json"]).arg(&archive));
+        fs::remove_dir(stray)?;
+        let ended = ended?;
+        says(&ended.stderr, &["does not know", stray])?;
+        let told: Value = serde_json::from_str(&ended.success()?)?;
+        let closure = &told["images"][0]["closure"];
+        ensure!(closure["nar_size"] == nar_size(&hello)?, "{closure:#}");
+        let paths = closure["store_paths"].as_array().context("no paths")?;
+        let of_stray = paths.iter().find(|path| path["path"] == stray);
+        ensure!(
+            of_stray.is_some_and(|path| path["nar_size"].is_null()),
+            "{closure:#}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn without_nix_there_are_no_sizes_and_one_line_says_so() {
     test(|host| {
         let archive = hello(host, &reference("no-nix"), &[])?;

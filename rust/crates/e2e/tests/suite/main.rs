@@ -13,6 +13,7 @@ mod doctor;
 mod faults;
 mod garbage;
 mod inspect;
+mod inspect_registry;
 mod interoperability;
 mod lifecycle;
 mod load;

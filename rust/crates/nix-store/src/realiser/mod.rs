@@ -4,6 +4,7 @@
 mod tests;
 
 use std::{
+    collections::HashSet,
     fs, io,
     num::NonZero,
     os::unix::fs::MetadataExt,
@@ -198,6 +199,31 @@ impl Realiser {
         }
         let sizes = self.nar_sizes(paths, cancel).await?;
         Ok(sizes.into_iter().fold(0, u64::saturating_add))
+    }
+
+    /// Those of these paths that are not valid: whether they are in the store or not, Nix does not
+    /// know them.
+    ///
+    /// # Errors
+    /// What Nix says, and [`Error::Cancelled`].
+    pub async fn invalid(
+        &self,
+        paths: &[StorePath],
+        cancel: &CancellationToken,
+    ) -> Result<Closure, Error> {
+        let mut invalid = Vec::new();
+        for paths in nix_cli::calls(paths, 1) {
+            let output = run(&self.0, &mut nix_cli::invalid(paths), paths, cancel).await?;
+            let answer = String::from_utf8_lossy(&output.stdout);
+            let told: HashSet<_> = answer.lines().collect();
+            invalid.extend(
+                paths
+                    .iter()
+                    .filter(|path| told.contains(path.as_str()))
+                    .cloned(),
+            );
+        }
+        Ok(invalid.into_iter().collect())
     }
 
     /// The NAR size of each of these valid paths in bytes, as Nix says it. An external builder is

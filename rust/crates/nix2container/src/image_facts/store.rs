@@ -77,7 +77,7 @@ pub(super) fn closure(gathered: &Gathered) -> ClosureFacts {
 }
 
 /// Asks Nix for the sizes of all store paths that are on this machine, at once. Where it does not
-/// tell, a warning says so, and there are none.
+/// tell, a warning says so, and there are none; of a path that it does not know there is none.
 pub(crate) async fn measure(store_dir: &StoreDir, images: &mut [ImageFacts]) {
     let all = || images.iter().flat_map(|image| &image.closure.store_paths);
     let present: Closure = all()
@@ -92,10 +92,7 @@ pub(crate) async fn measure(store_dir: &StoreDir, images: &mut [ImageFacts]) {
         external_builder: None,
         timeout: None,
     });
-    let sizes = match realiser
-        .nar_sizes(present.paths(), &CancellationToken::new())
-        .await
-    {
+    let sizes = match sizes(&realiser, &present).await {
         Ok(sizes) => sizes,
         Err(error) => {
             let reason = printable(&error.to_string().replace('\n', " "));
@@ -103,19 +100,39 @@ pub(crate) async fn measure(store_dir: &StoreDir, images: &mut [ImageFacts]) {
             return;
         }
     };
-    let sizes: HashMap<_, _> = present
-        .paths()
-        .iter()
-        .map(StorePath::as_str)
-        .zip(sizes)
-        .collect();
     for image in images {
         let closure = &mut image.closure;
         for path in &mut closure.store_paths {
-            path.nar_size = sizes.get(&*path.path).copied();
+            path.nar_size = sizes.get(&path.path).copied();
         }
         closure.nar_size = total(&closure.store_paths);
     }
+}
+
+async fn sizes(
+    realiser: &Realiser,
+    present: &Closure,
+) -> Result<HashMap<String, u64>, nix_store::Error> {
+    let cancel = CancellationToken::new();
+    let invalid = realiser.invalid(present.paths(), &cancel).await?;
+    if let [first, others @ ..] = invalid.paths() {
+        let more = match others.len() {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        tracing::warn!(
+            "Nix does not know {first}{more}, though it is in the store: it has no size, and is fetched again when it is needed"
+        );
+    }
+    let valid: Vec<_> = present
+        .paths()
+        .iter()
+        .filter(|path| !invalid.contains(path))
+        .cloned()
+        .collect();
+    let sizes = realiser.nar_sizes(&valid, &cancel).await?;
+    let paths = valid.iter().map(ToString::to_string);
+    Ok(paths.zip(sizes).collect())
 }
 
 /// The sum of the sizes that are known; nothing if none is.
