@@ -175,7 +175,7 @@ impl Image {
         let mut blobs = Blobs::default();
         let reference = self.reference.clone();
         let manifest = self.manifest(&mut blobs)?;
-        blobs.write(archive, &reference, manifest)
+        blobs.write(archive, &reference, vec![manifest])
     }
 
     /// Writes an OCI archive of one image for several platforms, under the name of the first.
@@ -194,7 +194,22 @@ impl Image {
         }
         let index = index(&manifests);
         let index = blobs.add_json(INDEX, &index);
-        blobs.write(archive, &reference.unwrap_or_default(), index)
+        blobs.write(archive, &reference.unwrap_or_default(), vec![index])
+    }
+
+    /// Writes an OCI archive of one image for several platforms whose manifests `index.json` lists
+    /// itself, each under the name of the first.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_flat(images: Vec<Self>, archive: &Path) -> Result<()> {
+        let mut blobs = Blobs::default();
+        let reference = images.first().map(|image| image.reference.clone());
+        let mut manifests = Vec::new();
+        for image in images {
+            manifests.push(image.manifest(&mut blobs)?);
+        }
+        blobs.write(archive, &reference.unwrap_or_default(), manifests)
     }
 
     /// Keeps its blobs and gives the descriptor of its manifest.
@@ -291,19 +306,21 @@ impl Blobs {
         self.add(media_type, document.to_string().into_bytes())
     }
 
-    /// Writes them as an archive whose one image has this root.
-    fn write(self, archive: &Path, reference: &str, mut root: Value) -> Result<()> {
+    /// Writes them as an archive whose one image has these roots.
+    fn write(self, archive: &Path, reference: &str, mut roots: Vec<Value>) -> Result<()> {
         let tag = reference.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-        root["annotations"] = json!({
-            "io.containerd.image.name": reference,
-            "org.opencontainers.image.ref.name": tag,
-        });
+        for root in &mut roots {
+            root["annotations"] = json!({
+                "io.containerd.image.name": reference,
+                "org.opencontainers.image.ref.name": tag,
+            });
+        }
         let mut files = self.0;
         files.insert(
             "oci-layout".to_owned(),
             br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
         );
-        let index = index(&[root]).to_string().into_bytes();
+        let index = index(&roots).to_string().into_bytes();
         files.insert("index.json".to_owned(), index);
         write_tar(archive, &files)
     }

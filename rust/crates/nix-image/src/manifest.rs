@@ -182,6 +182,23 @@ impl Index {
         let json = serde_json::to_vec(&index).map_err(|source| Error::Json { source })?;
         Ok((Descriptor::of(media_type::INDEX, &json), json))
     }
+
+    /// Where two of these manifests are that are for one platform: in one index, nobody could get
+    /// the second.
+    #[must_use]
+    pub fn of_one_platform(manifests: &[Descriptor]) -> Option<(usize, usize)> {
+        let known = |manifest: &'_ Descriptor| {
+            let platform = manifest.platform.clone();
+            platform.filter(|platform| !platform.is_unknown())
+        };
+        manifests.iter().enumerate().find_map(|(second, manifest)| {
+            let platform = known(manifest)?;
+            let first = manifests[..second]
+                .iter()
+                .position(|other| known(other).is_some_and(|other| platform.is_same(&other)));
+            first.map(|first| (first, second))
+        })
+    }
 }
 
 /// Programs in Go write `null` for an empty list or map.

@@ -13,8 +13,8 @@ use e2e::{
     containerd::{Containerd, NIX, OVERLAYFS},
     daemon::Config,
     host::{Host, test, unique},
-    image::{Image, Layer, NIX_STORE_PATH, architecture, read_tar, write_tar},
-    node::{BUSYBOX, Node, build, busybox_image, busybox_layer, export, reference},
+    image::{Layer, NIX_STORE_PATH, read_tar, write_tar},
+    node::{BUSYBOX, Node, build, busybox_image, reference},
     process::{Process, SETTLE, poll, run, succeed},
     snapshots::says,
     store::Store,
@@ -136,85 +136,6 @@ fn several_archives_and_standard_input_are_loaded_in_one_call() {
         let missing = host.dir().join("missing");
         let said = run(load.args([&one, &missing]))?.failure()?;
         says(&said, &[&missing.display().to_string()])?;
-        node.keeps_nothing()
-    });
-}
-
-/// An image for this machine, and for one of another kind.
-fn for_two_platforms(host: &Host, image: &str) -> Result<(PathBuf, &'static str)> {
-    let other = match architecture() {
-        "amd64" => "arm64",
-        _ => "amd64",
-    };
-    let images = vec![
-        Image::new(image)
-            .architecture(other)
-            .layer(Layer::default().dir("other")?),
-        Image::new(image).layer(busybox_layer(host)?),
-    ];
-    let archive = host.dir().join(unique("platforms"));
-    Image::write_all(images, &archive)?;
-    Ok((archive, other))
-}
-
-#[test]
-fn a_platform_is_chosen_and_what_there_is_is_told() {
-    test(|host| {
-        let node = Node::start(host)?;
-        let containerd = &node.containerd;
-        let image = reference("platform");
-        let (archive, other) = for_two_platforms(host, &image)?;
-        let load = |platform: &str| {
-            let mut load = containerd.nix2container(&["load", "--platform", platform]);
-            load.arg(&archive);
-            load
-        };
-        containerd.load(NIX, &archive)?;
-        containerd.run(NIX, &image, &[BUSYBOX, "true"])?.success()?;
-        let here = containerd.image_digest(&image)?;
-        succeed(&mut load(&format!("linux/{}", architecture())))?;
-        ensure!(containerd.image_digest(&image)? == here);
-
-        succeed(&mut load(&format!("linux/{other}")))?;
-        let there = containerd.image_digest(&image)?;
-        ensure!(there.is_some() && there != here, "{here:?} {there:?}");
-        containerd.collect_garbage()?;
-        ensure!(containerd.snapshots(NIX)?.list(&[])?.len() == 1);
-
-        let said = run(&mut load("linux/s390x"))?.failure()?;
-        says(&said, &["linux/s390x", "linux/amd64", "linux/arm64"])?;
-        containerd.remove_image(&image)?;
-        node.keeps_nothing()
-    });
-}
-
-#[test]
-fn all_platforms_are_kept_and_the_one_of_this_machine_is_unpacked() {
-    test(|host| {
-        let node = Node::start(host)?;
-        let containerd = &node.containerd;
-        let image = reference("all");
-        let (archive, other) = for_two_platforms(host, &image)?;
-        let mut load = containerd.nix2container(&["load", "--all-platforms"]);
-        succeed(load.arg(&archive))?;
-        // Two images of three blobs each, and the index.
-        let blobs = containerd.blobs()?;
-        ensure!(blobs.len() == 7, "{blobs:?}");
-        containerd.collect_garbage()?;
-        ensure!(containerd.blobs()? == blobs, "blobs were collected");
-        ensure!(containerd.snapshots(NIX)?.list(&[])?.len() == 1);
-        containerd.run(NIX, &image, &[BUSYBOX, "true"])?.success()?;
-        let list = succeed(&mut containerd.ctr(&["images", "list"]))?;
-        says(&list, &["linux/amd64", "linux/arm64"])?;
-
-        // As containerd's own export has it, everything is there.
-        let exported = host.dir().join("exported");
-        export(containerd, &["--all-platforms"], &image, &exported)?;
-        containerd.remove_image(&image)?;
-        node.keeps_nothing()?;
-        let mut load = containerd.nix2container(&["load", "--platform", &format!("linux/{other}")]);
-        succeed(load.arg(&exported))?;
-        containerd.remove_image(&image)?;
         node.keeps_nothing()
     });
 }

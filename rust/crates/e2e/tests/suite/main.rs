@@ -17,6 +17,7 @@ mod inspect_registry;
 mod interoperability;
 mod lifecycle;
 mod load;
+mod load_platforms;
 mod multi_user;
 mod observability;
 mod order;

@@ -13,7 +13,8 @@ use crate::{
     archive::{
         ArchiveImage, DOCKER_MANIFEST, MAX_DOCKER_LAYERS, MAX_MANIFESTS,
         files::{Extent, Files},
-        read::{Blob, add_image, parse},
+        images::add_image,
+        read::{Blob, parse},
     },
     digest::Hasher,
     error::shorten,

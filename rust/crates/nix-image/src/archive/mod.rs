@@ -10,13 +10,15 @@
 mod contents;
 mod docker;
 mod files;
+mod images;
 mod read;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
-pub use read::{Archive, ArchiveImage, BlobReader, StoredImage};
+pub use images::ArchiveImage;
+pub use read::{Archive, BlobReader, StoredImage};
 pub use write::{LayoutFiles, TarLayout, write_layout};
 
 /// File that says that the archive is an OCI image layout.

@@ -13,11 +13,11 @@ use crate::{
         BLOBS, DOCKER_MANIFEST, INDEX, LAYOUT_VERSION, MAX_MANIFESTS, MAX_NESTING, OCI_LAYOUT,
         docker,
         files::{Extent, Files},
+        images::{ArchiveImage, add_image, image_name},
     },
     compression::DiffIdHasher,
     digest::Hasher,
     error::{cut, shorten, shorten_json},
-    manifest::{IMAGE_NAME, REF_NAME},
 };
 
 const CHUNK: usize = 128 << 10;
@@ -36,19 +36,8 @@ pub struct Archive<R> {
 #[derive(Clone, Debug)]
 pub(super) enum Blob {
     File(Extent),
-    /// A manifest that was made up for an archive that has none.
+    /// One that was made up for an archive that has none of its kind.
     Document(Vec<u8>),
-}
-
-/// The images of an archive that have one name, or none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ArchiveImage {
-    /// The whole name, as it stands in the archive.
-    pub name: Option<String>,
-    /// What the archive lists under the name: mostly one index, or one manifest.
-    pub roots: Vec<Descriptor>,
-    /// The manifests of these, each for another platform.
-    pub manifests: Vec<Descriptor>,
 }
 
 /// An image of an archive, with all its documents read and checked.
@@ -182,6 +171,12 @@ impl<R: Read + Seek> Archive<R> {
         }
         // Anything else is an artifact that lies beside the images.
         Ok(())
+    }
+
+    /// Keeps a document that was made of what the archive has, as if it were one of its blobs.
+    pub fn keep(&mut self, descriptor: &Descriptor, document: Vec<u8>) {
+        let document = Blob::Document(document);
+        self.blobs.entry(descriptor.digest).or_insert(document);
     }
 
     /// What messages call the archive.
@@ -488,38 +483,4 @@ pub(super) fn parse<T: DeserializeOwned>(
         document: document.to_owned(),
         source: shorten_json(source),
     })
-}
-
-/// The name that an entry of `index.json` gives: a reference by OCI's annotation
-/// is mostly a tag alone and then names nothing.
-fn image_name(descriptor: &Descriptor) -> Option<String> {
-    let annotation = |name| {
-        descriptor
-            .annotations
-            .get(name)
-            .filter(|value| !value.is_empty())
-    };
-    annotation(IMAGE_NAME)
-        .or_else(|| annotation(REF_NAME).filter(|name| name.contains(['/', ':', '@'])))
-        .cloned()
-}
-
-/// Adds what is listed under a name, with its manifests, to the image of that name.
-pub(super) fn add_image(
-    images: &mut Vec<ArchiveImage>,
-    name: Option<String>,
-    root: Descriptor,
-    manifests: Vec<Descriptor>,
-) {
-    match images.iter_mut().find(|image| image.name == name) {
-        Some(image) => {
-            image.roots.push(root);
-            image.manifests.extend(manifests);
-        }
-        None => images.push(ArchiveImage {
-            name,
-            roots: vec![root],
-            manifests,
-        }),
-    }
 }

@@ -46,8 +46,8 @@ pub(super) fn images<R: Read + Seek>(
     let mut images: Vec<PlannedImage> = Vec::new();
     for image in archive.images().to_vec() {
         let target = match platforms {
-            Platforms::One(platform) => archive.select(&image, platform)?,
-            Platforms::All => only_root(archive.name(), &image)?,
+            Platforms::One(platform) => archive.select(&image, platform)?.clone(),
+            Platforms::All => root(archive, &image)?,
         };
         let name = match reference {
             Some(reference) => reference.clone(),
@@ -60,8 +60,8 @@ pub(super) fn images<R: Read + Seek>(
             Some(other) => other.names.push(name),
             None => images.push(PlannedImage {
                 names: vec![name],
-                target: target.clone(),
-                blobs: blobs(archive, target)?,
+                blobs: blobs(archive, &target)?,
+                target,
                 unpacked: unpacked(archive, &image, platforms)?,
             }),
         }
@@ -91,17 +91,43 @@ fn name(archive: &str, image: &ArchiveImage) -> anyhow::Result<Reference> {
     })
 }
 
-/// The one document that stands for all platforms of an image.
-fn only_root<'a>(archive: &str, image: &'a ArchiveImage) -> anyhow::Result<&'a Descriptor> {
-    match &*image.roots {
-        [first, others @ ..] if others.iter().all(|other| other.digest == first.digest) => {
-            Ok(first)
-        }
-        roots => bail!(
-            "{archive} has {} manifests under one name and no index of them: load one with --platform",
-            roots.len()
-        ),
+/// The one document that stands for all platforms of an image. Where the archive has none, it is
+/// the index that a push of the archive makes, too.
+fn root<R: Read + Seek>(
+    archive: &mut Archive<R>,
+    image: &ArchiveImage,
+) -> anyhow::Result<Descriptor> {
+    if let [first, others @ ..] = &*image.roots
+        && others.iter().all(|other| other.digest == first.digest)
+    {
+        return Ok(first.clone());
     }
+    let mut manifests: Vec<Descriptor> = Vec::new();
+    for manifest in &image.manifests {
+        if manifests
+            .iter()
+            .all(|other| other.digest != manifest.digest)
+        {
+            manifests.push(manifest.clone());
+        }
+    }
+    if let Some((first, second)) = Index::of_one_platform(&manifests)
+        && let Some(platform) = &manifests[second].platform
+    {
+        bail!(
+            "{} has two images for {platform} under {}, {} and {}, and one name can stand for one of them only: give the second another name, or load the first alone with --platform {platform}",
+            archive.name(),
+            image
+                .name
+                .as_deref()
+                .map_or("no name".to_owned(), |name| format!("the name {name:?}")),
+            manifests[first].digest,
+            manifests[second].digest
+        );
+    }
+    let (index, json) = Index::of_platforms(manifests)?;
+    archive.keep(&index, json);
+    Ok(index)
 }
 
 /// What of an image is unpacked: what was asked for, and of all platforms the one that runs here.
@@ -183,20 +209,98 @@ fn document<R: Read + Seek, T: serde::de::DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use nix_image::media_type;
+    use serde_json::json;
+
     use super::*;
 
-    #[test]
-    fn all_platforms_need_one_document_that_stands_for_them() {
-        let root = |content: &[u8]| Descriptor::of("index", content);
-        let image = |roots| ArchiveImage {
-            name: None,
-            roots,
-            manifests: Vec::new(),
+    /// An archive whose `index.json` lists the manifests of images for these architectures itself,
+    /// all under one name.
+    fn archive(architectures: &[&str]) -> Archive<Cursor<Vec<u8>>> {
+        let mut files = vec![(
+            "oci-layout".to_owned(),
+            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+        )];
+        let mut blob = |media_type: &str, content: serde_json::Value| {
+            let content = content.to_string().into_bytes();
+            let descriptor = Descriptor::of(media_type, &content);
+            let digits = descriptor.digest.to_string().replace(':', "/");
+            files.push((format!("blobs/{digits}"), content));
+            descriptor
         };
-        let one = image(vec![root(b"a"), root(b"a")]);
-        assert_eq!(only_root("x", &one).unwrap(), &root(b"a"));
-        let two = image(vec![root(b"a"), root(b"b")]);
-        let message = only_root("x", &two).unwrap_err().to_string();
-        assert!(message.contains("--platform"), "{message}");
+        let mut manifests = Vec::new();
+        for (number, architecture) in architectures.iter().enumerate() {
+            let config = json!({
+                "os": "linux",
+                "architecture": architecture,
+                "author": number.to_string(),
+                "rootfs": { "type": "layers", "diff_ids": [] },
+            });
+            let config = blob(media_type::CONFIG, config);
+            let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [] });
+            let mut manifest = blob(media_type::MANIFEST, manifest);
+            let name = (
+                "io.containerd.image.name".to_owned(),
+                "r.io/a:v1".to_owned(),
+            );
+            manifest.annotations.extend([name]);
+            manifests.push(manifest);
+        }
+        let index = json!({ "schemaVersion": 2, "manifests": manifests });
+        files.push(("index.json".to_owned(), index.to_string().into_bytes()));
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, name, &*content).unwrap();
+        }
+        Archive::open("x", Cursor::new(tar.into_inner().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn manifests_under_one_name_become_an_index_that_does_not_depend_on_their_order() {
+        let plan = |architectures| {
+            let mut archive = archive(architectures);
+            let images = images(&mut archive, &Platforms::All, None).unwrap();
+            let [image] = <[_; 1]>::try_from(images).unwrap();
+            let (last, labels) = image.blobs.last().unwrap().clone();
+            assert_eq!((&last, labels.len()), (&image.target, 2));
+            assert_eq!(image.blobs.len(), 5);
+            assert_eq!(image.names.len(), 1);
+            let json = archive.read_blob(&image.target).unwrap();
+            let index: Index = serde_json::from_slice(&json).unwrap();
+            let listed = index.manifests.iter();
+            listed
+                .map(|manifest| {
+                    assert!(manifest.annotations.is_empty());
+                    manifest.platform.as_ref().unwrap().to_string()
+                })
+                .collect::<Vec<_>>()
+        };
+        let expected = ["linux/amd64", "linux/arm64"];
+        assert_eq!(plan(&["amd64", "arm64"]), expected);
+        assert_eq!(plan(&["arm64", "amd64"]), expected);
+    }
+
+    #[test]
+    fn two_images_for_one_platform_are_refused_with_the_way_out() {
+        let mut twice = archive(&["amd64", "arm64", "aarch64"]);
+        let message = images(&mut twice, &Platforms::All, None)
+            .unwrap_err()
+            .to_string();
+        for words in ["x has two", "r.io/a:v1", "--platform linux/a"] {
+            assert!(message.contains(words), "{message}");
+        }
+        let one = Platforms::One("linux/arm64".parse().unwrap());
+        assert_eq!(images(&mut twice, &one, None).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_single_manifest_needs_no_index() {
+        let mut archive = archive(&["amd64"]);
+        let images = images(&mut archive, &Platforms::All, None).unwrap();
+        assert!(images[0].target.is_manifest());
     }
 }

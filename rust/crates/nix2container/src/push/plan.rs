@@ -225,23 +225,18 @@ fn read_manifest<R: Read + Seek>(
 
 /// Refuses two images for one platform, of which nobody could get the second.
 fn check_platforms(manifests: &[PlannedManifest]) -> anyhow::Result<()> {
-    for (number, planned) in manifests.iter().enumerate() {
-        let Some(platform) = &planned.descriptor.platform else {
-            continue;
-        };
-        let is_same = |other: &&PlannedManifest| {
-            let other = other.descriptor.platform.as_ref();
-            other.is_some_and(|other| platform.is_same(other))
-        };
-        if !platform.is_unknown()
-            && let Some(other) = manifests[..number].iter().find(is_same)
-        {
-            bail!(
-                "{} and {} are both for {platform}: push one of them only",
-                other.archive,
-                planned.archive
-            );
-        }
+    let descriptors: Vec<_> = manifests
+        .iter()
+        .map(|planned| planned.descriptor.clone())
+        .collect();
+    if let Some((first, second)) = Index::of_one_platform(&descriptors)
+        && let Some(platform) = &descriptors[second].platform
+    {
+        bail!(
+            "{} and {} are both for {platform}: push one of them only",
+            manifests[first].archive,
+            manifests[second].archive
+        );
     }
     Ok(())
 }
