@@ -1,12 +1,9 @@
-//! Registries that fail: by their answers, and by their connections.
+//! Registries that fail by their answers.
 
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -20,8 +17,11 @@ const TICK: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Answering {
     address: SocketAddr,
-    requests: Arc<AtomicUsize>,
+    heads: Heads,
 }
+
+/// The lines of each request, from the first to its headers' last.
+type Heads = Arc<Mutex<Vec<String>>>;
 
 impl Answering {
     /// Starts one. `answer` is given the number of the request and its first line; of `None` the
@@ -34,15 +34,15 @@ impl Answering {
     ) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let requests = Arc::new(AtomicUsize::new(0));
-        let (answer, counted) = (Arc::new(answer), requests.clone());
+        let heads = Heads::default();
+        let (answer, kept) = (Arc::new(answer), heads.clone());
         thread::spawn(move || {
             for connection in listener.incoming().flatten() {
-                let (answer, counted) = (answer.clone(), counted.clone());
-                thread::spawn(move || serve(connection, &counted, &*answer));
+                let (answer, heads) = (answer.clone(), kept.clone());
+                thread::spawn(move || serve(connection, &heads, &*answer));
             }
         });
-        Ok(Self { address, requests })
+        Ok(Self { address, heads })
     }
 
     /// Where it listens.
@@ -54,13 +54,20 @@ impl Answering {
     /// How many requests it has got.
     #[must_use]
     pub fn requests(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
+        self.heads().len()
+    }
+
+    /// What they say before their bodies.
+    #[must_use]
+    pub fn heads(&self) -> Vec<String> {
+        let heads = self.heads.lock();
+        heads.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 fn serve(
     mut connection: TcpStream,
-    counted: &AtomicUsize,
+    heads: &Mutex<Vec<String>>,
     answer: &dyn Fn(usize, &str) -> Option<Vec<u8>>,
 ) -> io::Result<()> {
     let mut head = Vec::new();
@@ -77,7 +84,11 @@ fn serve(
     }
     let head = String::from_utf8_lossy(&head);
     let line = head.lines().next().unwrap_or_default();
-    let number = counted.fetch_add(1, Ordering::Relaxed);
+    let number = {
+        let mut heads = heads.lock().unwrap_or_else(PoisonError::into_inner);
+        heads.push(head.clone().into_owned());
+        heads.len() - 1
+    };
     match answer(number, line) {
         Some(answer) => {
             connection.write_all(&answer)?;
@@ -101,83 +112,4 @@ pub fn status(status: u16, headers: &[&str], body: &str) -> Option<Vec<u8>> {
     }
     text += &format!("Content-Length: {}\r\n\r\n{body}", body.len());
     Some(text.into_bytes())
-}
-
-/// Stands before a registry and cuts connections off in the middle of what a client sends.
-#[derive(Debug)]
-pub struct Cutting {
-    address: SocketAddr,
-    cuts: Arc<AtomicUsize>,
-}
-
-impl Cutting {
-    /// Starts one before the server at `target`. So many times, it cuts a connection off as soon
-    /// as it has forwarded more than `after` bytes on it.
-    ///
-    /// # Errors
-    /// There is no port.
-    pub fn start(target: SocketAddr, times: usize, after: usize) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = listener.local_addr()?;
-        let cuts = Arc::new(AtomicUsize::new(0));
-        let counted = cuts.clone();
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let cuts = counted.clone();
-                thread::spawn(move || forward(&client, target, &cuts, times, after));
-            }
-        });
-        Ok(Self { address, cuts })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// How many connections it has cut.
-    #[must_use]
-    pub fn cuts(&self) -> usize {
-        self.cuts.load(Ordering::Relaxed)
-    }
-}
-
-fn forward(
-    client: &TcpStream,
-    target: SocketAddr,
-    cuts: &AtomicUsize,
-    times: usize,
-    after: usize,
-) -> io::Result<()> {
-    let server = TcpStream::connect(target)?;
-    let (mut back, mut to_client) = (server.try_clone()?, client.try_clone()?);
-    thread::spawn(move || {
-        let _ = io::copy(&mut back, &mut to_client);
-        let _ = to_client.shutdown(Shutdown::Both);
-    });
-    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-    let mut buffer = vec![0; 64 << 10];
-    let mut sent = 0;
-    loop {
-        let read = from_client.read(&mut buffer)?;
-        if read == 0 {
-            return to_server.shutdown(Shutdown::Write);
-        }
-        to_server.write_all(&buffer[..read])?;
-        sent += read;
-        if sent > after
-            && cuts
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |cuts| {
-                    (cuts < times).then_some(cuts + 1)
-                })
-                .is_ok()
-        {
-            // The client hears nothing more, and the registry has the time to keep what it has got.
-            client.shutdown(Shutdown::Both)?;
-            to_server.shutdown(Shutdown::Write)?;
-            thread::sleep(TICK);
-            return server.shutdown(Shutdown::Both);
-        }
-    }
 }

@@ -1,11 +1,13 @@
 //! Debian's `docker-registry` with the logins and certificates of a test, and registries that fail.
 
+mod between;
 mod faults;
 mod resuming;
 mod tokens;
 
 use std::{
     fs,
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
@@ -13,9 +15,10 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-pub use faults::{Answering, Cutting, status};
+pub use between::{Cutting, Holding};
+pub use faults::{Answering, status};
 pub use resuming::Resuming;
-pub use tokens::TokenServer;
+pub use tokens::{FirstTokens, IDENTITY, SHORT, TokenServer};
 
 use crate::{
     host::{Host, unique},
@@ -34,6 +37,10 @@ pub struct Settings<'a> {
     pub certificate: Option<&'a Certificate>,
     /// Tokens of this server.
     pub tokens: Option<&'a TokenServer>,
+    /// Another server that blobs are read from, by redirection.
+    pub blobs_at: Option<&'a str>,
+    /// Another server that blobs are uploaded to.
+    pub uploads_at: Option<&'a str>,
 }
 
 /// A registry that serves on 127.0.0.1 until it is dropped.
@@ -59,6 +66,9 @@ impl Registry {
              http:\n  addr: {address}\n  secret: x\n  relativeurls: true\n",
             dir.join("data").display()
         );
+        if let Some(elsewhere) = settings.uploads_at {
+            config += &format!("  host: {elsewhere}\n");
+        }
         if let Some(certificate) = settings.certificate {
             config += &format!(
                 "  tls: {{certificate: {}, key: {}}}\n",
@@ -80,6 +90,11 @@ impl Registry {
                 "auth: {{token: {{realm: \"{}\", service: tests, issuer: tests, rootcertbundle: {}}}}}\n",
                 tokens.realm(),
                 tokens.certificate().file().display()
+            );
+        }
+        if let Some(elsewhere) = settings.blobs_at {
+            config += &format!(
+                "middleware: {{storage: [{{name: redirect, options: {{baseurl: \"{elsewhere}\"}}}}]}}\n"
             );
         }
         let file = dir.join("config.yml");
@@ -120,6 +135,22 @@ impl Registry {
     #[must_use]
     pub fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// How many uploads have begun in a repository, and neither ended nor been given up.
+    ///
+    /// # Errors
+    /// Its directory cannot be read.
+    pub fn uploads(&self, repository: &str) -> Result<usize> {
+        let uploads = format!("docker/registry/v2/repositories/{repository}/_uploads");
+        let entries = match fs::read_dir(self.data().join(uploads)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error.into()),
+        };
+        // It writes the state of the hash once more behind an upload that it has given up.
+        let is_upload = |entry: &fs::DirEntry| entry.path().join("startedat").exists();
+        Ok(entries.flatten().filter(is_upload).count())
     }
 
     /// Whether it was given nothing at all.

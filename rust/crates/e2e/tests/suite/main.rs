@@ -24,6 +24,7 @@ mod order;
 mod overlay;
 mod push;
 mod push_failures;
+mod push_logins;
 mod realisations;
 mod restart;
 mod run;

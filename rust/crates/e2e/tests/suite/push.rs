@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -16,7 +15,7 @@ use e2e::{
     image::{Image, Layer, read_tar, write_tar},
     node::{Node, build, reference},
     process::{run, succeed},
-    registry::{Certificate, Registry, Settings, TokenServer, auth_file, free_address},
+    registry::{Certificate, Registry, Settings, auth_file, free_address},
     snapshots::says,
     store::Store,
 };
@@ -85,7 +84,7 @@ fn for_architecture(host: &Host, archive: &Path, architecture: &str) -> Result<P
 }
 
 /// What skopeo finds by the name that a push has printed.
-fn pulled(name: &str, credentials: Option<(&str, &str)>) -> Result<Value> {
+pub(crate) fn pulled(name: &str, credentials: Option<(&str, &str)>) -> Result<Value> {
     let mut skopeo = Command::new("skopeo");
     skopeo.args(["inspect", "--raw", "--tls-verify=false"]);
     if let Some((user, password)) = credentials {
@@ -226,144 +225,6 @@ fn a_name_that_nix_resolves_is_not_pushed_to() {
         let archive = small(host, name)?;
         let said = run(push(host).arg(&archive))?.failure()?;
         says(&said, &["nix:0", "pass --ref"])
-    });
-}
-
-#[test]
-fn logins_are_found_where_docker_and_podman_keep_them() {
-    test(|host| {
-        let settings = Settings {
-            login: Some(LOGIN),
-            ..Settings::default()
-        };
-        let registry = Registry::start(host, settings)?;
-        let address = registry.address().to_string();
-        let archive = small(host, &at(registry.address()))?;
-        let said = run(push(host).arg(&archive))?.failure()?;
-        says(&said, &["wants a login", "skopeo login", &address])?;
-
-        let right = json!({ "username": LOGIN.0, "password": LOGIN.1 });
-        let wrong = json!({ "username": LOGIN.0, "password": "wrong" });
-        let wrong = auth_file(host.dir(), &address, &wrong)?;
-        let said = run(push(host).env("REGISTRY_AUTH_FILE", &wrong).arg(&archive))?.failure()?;
-        says(&said, &[&wrong.display().to_string(), "refused"])?;
-        ensure!(registry.is_empty());
-
-        // skopeo writes the file itself.
-        let file = host.dir().join(unique("auth"));
-        succeed(
-            Command::new("skopeo")
-                .args(["login", "--tls-verify=false", "-u", LOGIN.0, "-p", LOGIN.1])
-                .arg("--authfile")
-                .arg(&file)
-                .arg(&address),
-        )?;
-        let name = succeed(push(host).env("REGISTRY_AUTH_FILE", &file).arg(&archive))?;
-        pulled(&name, Some(LOGIN))?;
-
-        // The key with the path of the repository counts more.
-        let dir = host.dir().join(unique("docker"));
-        fs::create_dir_all(&dir)?;
-        let json = json!({ "auths": {
-            address.clone(): { "username": "nobody", "password": "x" },
-            format!("{address}/a"): right,
-        }});
-        fs::write(dir.join("config.json"), json.to_string())?;
-        succeed(push(host).env("DOCKER_CONFIG", &dir).arg(&archive))?;
-        // What comes first in the order counts.
-        let mut both = push(host);
-        both.env("DOCKER_CONFIG", &dir)
-            .env("REGISTRY_AUTH_FILE", &wrong);
-        says(&run(both.arg(&archive))?.failure()?, &["refused"])
-    });
-}
-
-#[test]
-fn credential_helpers_are_asked() {
-    test(|host| {
-        let settings = Settings {
-            login: Some(LOGIN),
-            ..Settings::default()
-        };
-        let registry = Registry::start(host, settings)?;
-        let archive = small(host, &at(registry.address()))?;
-        let programs = host.dir().join("programs");
-        fs::create_dir_all(&programs)?;
-        let path = std::env::var("PATH").unwrap_or_default();
-        let helped = |script: &str, key: &str| -> Result<Command> {
-            let helper = programs.join("docker-credential-test");
-            fs::write(&helper, format!("#!/bin/sh\nread host\n{script}\n"))?;
-            fs::set_permissions(&helper, fs::Permissions::from_mode(0o755))?;
-            let value = match key {
-                "credsStore" => json!("test"),
-                _ => json!({ registry.address().to_string(): "test" }),
-            };
-            let file = host.dir().join(unique("auth"));
-            fs::write(&file, json!({ key: value }).to_string())?;
-            let mut command = push(host);
-            command
-                .env("REGISTRY_AUTH_FILE", file)
-                .env("PATH", format!("{}:{path}", programs.display()))
-                .arg(&archive);
-            Ok(command)
-        };
-        let answer = json!({ "Username": LOGIN.0, "Secret": LOGIN.1 });
-        let right = format!("test \"$host\" = {} && echo '{answer}'", registry.address());
-        for key in ["credHelpers", "credsStore"] {
-            succeed(&mut helped(&right, key)?)?;
-        }
-        let said = run(&mut helped(
-            "echo the keyring is locked >&2; exit 1",
-            "credsStore",
-        )?)?;
-        says(
-            &said.failure()?,
-            &["docker-credential-test", "the keyring is locked"],
-        )?;
-        let none = "echo credentials not found in native keychain; exit 1";
-        let said = run(&mut helped(none, "credsStore")?)?.failure()?;
-        says(&said, &["wants a login"])
-    });
-}
-
-#[test]
-fn a_token_that_is_no_longer_enough_is_renewed() {
-    test(|host| {
-        for reading_only in [0, 1] {
-            let tokens = TokenServer::start(host, LOGIN, reading_only)?;
-            let settings = Settings {
-                tokens: Some(&tokens),
-                ..Settings::default()
-            };
-            let registry = Registry::start(host, settings)?;
-            let address = registry.address().to_string();
-            let archive = sized(host, &at(registry.address()), 2 << 20)?;
-            let said = run(push(host).arg(&archive))?.failure()?;
-            says(&said, &["wants a login"])?;
-
-            let right = json!({ "username": LOGIN.0, "password": LOGIN.1 });
-            let file = auth_file(host.dir(), &address, &right)?;
-            succeed(push(host).env("REGISTRY_AUTH_FILE", &file).arg(&archive))?;
-            let given = tokens.given();
-            ensure!(given.len() == 1 + reading_only, "{given:?}");
-            for query in given {
-                ensure!(query.contains("scope=repository:a:pull,push"), "{query}");
-            }
-        }
-        // One that never allows it is asked twice, and no more.
-        let tokens = TokenServer::start(host, LOGIN, 1000)?;
-        let settings = Settings {
-            tokens: Some(&tokens),
-            ..Settings::default()
-        };
-        let registry = Registry::start(host, settings)?;
-        let right = json!({ "username": LOGIN.0, "password": LOGIN.1 });
-        let file = auth_file(host.dir(), &registry.address().to_string(), &right)?;
-        let archive = small(host, &at(registry.address()))?;
-        let said = run(push(host).env("REGISTRY_AUTH_FILE", &file).arg(&archive))?.failure()?;
-        says(&said, &["refused", &file.display().to_string()])?;
-        ensure!(tokens.given().len() == 2, "{:?}", tokens.given());
-        Ok(())
     });
 }
 
