@@ -34,6 +34,8 @@ pub struct Seen {
     pub blobs: BTreeSet<String>,
     /// The manifests that it has got.
     pub manifests: usize,
+    /// How many uploads it was told to forget.
+    pub cancelled: usize,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +82,12 @@ impl Resuming {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.server.address()
+    }
+
+    /// How many uploads have begun, and neither ended nor been given up.
+    #[must_use]
+    pub fn uploads(&self) -> usize {
+        lock(&self.kept).uploads.len()
     }
 
     /// What has happened so far.
@@ -135,6 +143,17 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
             }
         }
         Method::PATCH => patch(&shared, &name, request).await,
+        Method::DELETE => {
+            let mut kept = lock(&shared);
+            match kept.uploads.remove(&name) {
+                Some(_) => {
+                    kept.seen.cancelled += 1;
+                    StatusCode::NO_CONTENT
+                }
+                None => StatusCode::NOT_FOUND,
+            }
+            .into_response()
+        }
         Method::PUT => {
             if let Err(status) = append(&shared, &name, request, usize::MAX).await {
                 return status.into_response();

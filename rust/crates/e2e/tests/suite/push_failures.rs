@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use e2e::{
     host::{test, unique},
     image::{read_tar, write_tar},
@@ -13,7 +13,7 @@ use e2e::{
     registry::{Answering, Cutting, Registry, Resuming, Settings, auth_file, free_address, status},
     snapshots::says,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::push::{LOGIN, at, push, sized, small};
 
@@ -152,6 +152,49 @@ fn an_upload_to_a_registry_that_forgets_it_begins_anew() {
 }
 
 #[test]
+fn an_upload_that_is_given_up_is_cancelled() {
+    test(|host| {
+        // Where the upload is that the registry refuses a part of.
+        for (refused, bytes, state) in
+            [("PATCH", 1 << 20, 1), ("PUT", 1000, 1), ("PUT", 1 << 20, 2)]
+        {
+            let server = Answering::start(move |_, line| {
+                match line.split(' ').next().unwrap_or_default() {
+                    "GET" => status(200, &[], ""),
+                    "HEAD" => status(404, &[], ""),
+                    method if method == refused => status(403, &[], ""),
+                    "DELETE" => status(204, &[], ""),
+                    "PATCH" => status(202, &["Location: /v2/a/blobs/uploads/x?_state=2"], ""),
+                    _ => status(202, &["Location: /v2/a/blobs/uploads/x?_state=1"], ""),
+                }
+            })?;
+            let archive = sized(host, &at(server.address()), bytes)?;
+            let said = run(push(host).args(["-q", "--plain-http"]).arg(&archive))?.failure()?;
+            says(&said, &["cannot store sha256:", "403"])?;
+            let heads = server.heads();
+            let lines: Vec<_> = heads
+                .iter()
+                .filter_map(|head| head.lines().next())
+                .collect();
+            let [.., last, cancelled] = &*lines else {
+                bail!("{refused}: {lines:#?}");
+            };
+            let expected = format!("DELETE /v2/a/blobs/uploads/x?_state={state} HTTP/1.1");
+            ensure!(
+                last.starts_with(refused) && *cancelled == expected,
+                "{refused}: {lines:#?}"
+            );
+            let times = lines
+                .iter()
+                .filter(|line| line.starts_with("DELETE"))
+                .count();
+            ensure!(times == 1, "{refused}: {lines:#?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_login_that_is_asked_for_in_the_middle_is_given_and_the_upload_goes_on() {
     test(|host| {
         let resuming = Resuming::start(1)?;
@@ -164,6 +207,41 @@ fn a_login_that_is_asked_for_in_the_middle_is_given_and_the_upload_goes_on() {
         succeed(push.arg("--plain-http").arg(&archive))?;
         let seen = resuming.seen();
         ensure!(seen.asked >= 1 && seen.blobs.len() == 2, "{seen:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_is_left_of_an_upload_that_is_given_up() {
+    test(|host| {
+        // Too little arrives at each attempt for it to count as one that goes on.
+        let resuming = Resuming::start(0)?;
+        let proxy = Cutting::start(resuming.address(), usize::MAX, 100 << 10)?;
+        let archive = sized(host, &at(proxy.address()), 4 << 20)?;
+        let said = run(push(host).arg("--plain-http").arg(&archive))?.failure()?;
+        says(&said, &["trying again", "cannot store sha256:"])?;
+        let (seen, left) = (resuming.seen(), resuming.uploads());
+        ensure!(seen.received > 0 && seen.cancelled == 1, "{seen:?}");
+        ensure!(left == 0, "{left} uploads are left");
+
+        // What is wrong with the archive is found out when the upload has begun.
+        let registry = Registry::start(host, Settings::default())?;
+        let whole = small(host, &at(registry.address()))?;
+        let mut files = read_tar(&whole)?;
+        let is_layer = |content: &[u8]| serde_json::from_slice::<Value>(content).is_err();
+        let layer = files
+            .iter_mut()
+            .find(|(name, content)| name.starts_with("blobs/") && is_layer(content));
+        *layer
+            .and_then(|(_, content)| content.last_mut())
+            .context("no layer")? ^= 1;
+        let damaged = host.dir().join("damaged");
+        write_tar(&damaged, &files)?;
+        run(push(host).arg(&damaged))?.failure()?;
+        let begun = registry.requests("POST /v2/a/blobs/uploads/");
+        ensure!(begun == 1, "{begun} uploads");
+        let left = registry.uploads("a")?;
+        ensure!(left == 0, "{left} uploads are left");
         Ok(())
     });
 }
