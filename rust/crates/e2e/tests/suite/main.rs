@@ -23,6 +23,7 @@ mod observability;
 mod order;
 mod overlay;
 mod push;
+mod push_elsewhere;
 mod push_failures;
 mod push_logins;
 mod realisations;

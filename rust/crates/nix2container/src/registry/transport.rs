@@ -19,6 +19,9 @@ const DOCKER_HUB: &str = "registry-1.docker.io";
 /// Most redirections of one request.
 const REDIRECTIONS: usize = 10;
 
+/// What is wrong with an address that a registry sends its clients to, and the way out.
+pub(super) const IN_PLAIN_TEXT: &str = "in plain text, which others could read and change on the way: have the registry, or the proxy before it, set up to name addresses with https";
+
 /// Makes the client. Certificates are those of the system, or of `SSL_CERT_FILE`, and those in
 /// `ca_file`. A proxy of the environment is used, but not to reach this machine itself.
 pub(super) fn client(
@@ -38,9 +41,13 @@ pub(super) fn client(
                 .is_some_and(|from| from.scheme() == "https");
             match attempt.previous().len() {
                 _ if is_secret && attempt.url().scheme() != "https" => {
-                    attempt.error("it redirects from https to plain text")
+                    let target = attempt.url().host_str().unwrap_or_default();
+                    let reason = format!("it redirects from https to {target} {IN_PLAIN_TEXT}");
+                    attempt.error(reason)
                 }
-                length if length > REDIRECTIONS => attempt.error("it redirects too often"),
+                length if length > REDIRECTIONS => attempt.error(format!(
+                    "it redirects more than {REDIRECTIONS} times: have the registry, or the proxy before it, set up anew"
+                )),
                 _ => attempt.follow(),
             }
         }))

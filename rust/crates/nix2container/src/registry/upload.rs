@@ -20,6 +20,7 @@ use super::{
     answer::{self, Failure},
     header,
     retry::Attempts,
+    transport::IN_PLAIN_TEXT,
 };
 use crate::progress::Task;
 
@@ -317,12 +318,17 @@ impl Registry {
 
     fn next_url(&self, response: &Response) -> Result<Url, Failure> {
         let location = header(response, LOCATION.as_str()).unwrap_or_default();
-        next_url(&self.base, response.url(), location).ok_or_else(|| {
-            Failure::Fatal(anyhow!(
+        let url = next_url(&self.base, response.url(), location).ok_or_else(|| {
+            anyhow!(
                 "the registry does not say where to upload to: see whether {} is a registry",
                 self.domain
-            ))
-        })
+            )
+        })?;
+        if self.base.scheme() == "https" && url.scheme() != "https" {
+            let target = url.host_str().unwrap_or_default();
+            return Err(anyhow!("it wants the upload at {target} {IN_PLAIN_TEXT}").into());
+        }
+        Ok(url)
     }
 }
 
