@@ -7,7 +7,9 @@ use e2e::{
     host::{Host, test},
     node::build,
     process::{run, succeed},
-    registry::{Answering, Certificate, Registry, Settings, TokenServer, auth_file, status},
+    registry::{
+        Answering, Certificate, FirstTokens, Registry, Settings, TokenServer, auth_file, status,
+    },
     snapshots::says,
 };
 use serde_json::{Value, json};
@@ -158,7 +160,7 @@ fn a_registry_is_read_with_a_login_and_over_tls() {
 #[test]
 fn no_more_is_asked_of_a_token_server_than_to_read() {
     test(|host| {
-        let tokens = TokenServer::start(host, LOGIN, 0)?;
+        let tokens = TokenServer::start(host, LOGIN, FirstTokens::default())?;
         let registry = Registry::start(
             host,
             Settings {
