@@ -111,6 +111,13 @@ fn root<R: Read + Seek>(
             manifests.push(manifest.clone());
         }
     }
+    if manifests.is_empty() {
+        bail!(
+            "{} lists {} artifacts under one name, and no image",
+            archive.name(),
+            image.roots.len()
+        );
+    }
     if let Some((first, second)) = Index::of_one_platform(&manifests)
         && let Some(platform) = &manifests[second].platform
     {
@@ -298,9 +305,18 @@ mod tests {
     }
 
     #[test]
-    fn a_single_manifest_needs_no_index() {
+    fn a_single_manifest_needs_no_index_and_no_manifest_is_no_image() {
         let mut archive = archive(&["amd64"]);
         let images = images(&mut archive, &Platforms::All, None).unwrap();
         assert!(images[0].target.is_manifest());
+        let artifacts = ArchiveImage {
+            name: None,
+            roots: [&b"a"[..], b"b"]
+                .map(|each| Descriptor::of("x", each))
+                .into(),
+            manifests: Vec::new(),
+        };
+        let message = root(&mut archive, &artifacts).unwrap_err().to_string();
+        assert!(message.contains("no image"), "{message}");
     }
 }
