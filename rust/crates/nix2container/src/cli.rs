@@ -2,7 +2,9 @@
 
 use std::{io::IsTerminal, path::PathBuf};
 
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use image_loader::Containerd;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -47,6 +49,17 @@ pub(crate) struct ContainerdArgs {
         default_value = "default"
     )]
     pub(crate) namespace: String,
+}
+
+impl ContainerdArgs {
+    /// Connects to it.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Containerd> {
+        let connected = Containerd::connect(&self.address, &self.namespace).await;
+        connected.map_err(|error| match error {
+            image_loader::Error::Unreachable { .. } => anyhow!("{error} with --address"),
+            error => error.into(),
+        })
+    }
 }
 
 #[derive(Subcommand)]

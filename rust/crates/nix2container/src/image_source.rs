@@ -7,12 +7,11 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use image_loader::{Containerd, ImageArchive, NamedImage, STDIN};
 use nix_image::{Descriptor, Error, Reference};
 
 use crate::{
-    archive_file::{self, ImageArchive, STDIN},
     cli::ContainerdArgs,
-    containerd::{Containerd, NamedImage},
     output::printable,
     registry::{Access, Registry, RegistryArgs},
 };
@@ -94,7 +93,7 @@ impl ImageSource {
             return Ok(Self::Registry(Box::new(image)));
         }
         if what.as_os_str() == STDIN || has_images(what) {
-            let archive = archive_file::open_or_stdin(what)?;
+            let archive = image_loader::open_or_stdin(what)?;
             return Ok(Self::Archive(Box::new(archive)));
         }
         let no_file = || format!("there is no file {}", printable(&what.to_string_lossy()));
@@ -105,9 +104,7 @@ impl ImageSource {
         if name.starts_with(['/', '.']) {
             bail!("{}: name an archive, or an image in containerd", no_file());
         }
-        let containerd = Containerd::connect(&containerd.address, &containerd.namespace)
-            .await
-            .with_context(no_file)?;
+        let containerd = containerd.connect().await.with_context(no_file)?;
         let image = containerd.find_image(name).await.with_context(no_file)?;
         Ok(Self::Containerd {
             containerd: Box::new(containerd),
@@ -161,7 +158,7 @@ impl ImageSource {
                 Err(Error::MissingBlob { .. }) => Ok(None),
                 Err(error) => Err(error.into()),
             },
-            Self::Containerd { containerd, .. } => containerd.read_document(descriptor).await,
+            Self::Containerd { containerd, .. } => Ok(containerd.read_document(descriptor).await?),
             Self::Registry(image) => image.read(descriptor).await,
         }
     }

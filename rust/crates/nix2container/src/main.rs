@@ -2,18 +2,14 @@
 //! them to registries.
 //!
 //! One file or directory a command: `build`, `load`, `unload`, `inspect`, `diff` and `push`.
-//! `containerd` speaks to containerd, and `registry` to registries; `archive_file` opens archives
-//! and `directory` image layouts; `image_source` is where an image is looked at, and `image_facts`
+//! `registry` speaks to registries; `image_source` is where an image is looked at, and `image_facts`
 //! what there is to know of it; `progress` tells how far a command is.
 //! What an image is made of is the matter of the crate `nix-image`, which does no
 //! I/O of its own.
 
-mod archive_file;
 mod build;
 mod cli;
-mod containerd;
 mod diff;
-mod directory;
 mod image_facts;
 mod image_source;
 mod inspect;

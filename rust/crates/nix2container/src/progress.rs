@@ -33,9 +33,7 @@ impl Progress {
         })
     }
 
-    /// Begins a piece of work on so many bytes. `what` says what it is, in a few words.
-    pub(crate) fn begin(&self, what: impl Into<String>, bytes: u64) -> Task {
-        let what = what.into();
+    fn task(&self, what: String, bytes: u64) -> Task {
         let shown = match &self.0 {
             Shown::Bars(bars) => {
                 let bar = bars.add(ProgressBar::new(bytes));
@@ -61,6 +59,12 @@ impl Progress {
     }
 }
 
+impl image_loader::Progress for Progress {
+    fn begin(&self, what: String, bytes: u64) -> Box<dyn image_loader::Task> {
+        Box::new(self.task(what, bytes))
+    }
+}
+
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{msg:40!} {bar:30} {bytes:>11} of {total_bytes:>11} {eta:>5}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -68,7 +72,7 @@ fn style() -> ProgressStyle {
 
 /// A piece of work. It is said nothing more of one that is dropped before its end.
 #[derive(Debug)]
-pub(crate) struct Task {
+struct Task {
     what: String,
     bytes: u64,
     shown: TaskShown,
@@ -84,9 +88,8 @@ enum TaskShown {
     Nothing,
 }
 
-impl Task {
-    /// Tells that so many bytes more are done.
-    pub(crate) fn advance(&self, bytes: u64) {
+impl image_loader::Task for Task {
+    fn advance(&self, bytes: u64) {
         match &self.shown {
             TaskShown::Bar(bar) => bar.inc(bytes),
             TaskShown::Lines { done, told } => {
@@ -101,8 +104,7 @@ impl Task {
         }
     }
 
-    /// Tells that it begins anew, after a failure.
-    pub(crate) fn restart(&self) {
+    fn restart(&self) {
         match &self.shown {
             TaskShown::Bar(bar) => bar.reset(),
             TaskShown::Lines { done, .. } => done.set(0),
@@ -110,8 +112,7 @@ impl Task {
         }
     }
 
-    /// Ends it and tells the outcome in a word or two, such as `pushed` or `exists already`.
-    pub(crate) fn end(self, outcome: &str) {
+    fn end(self: Box<Self>, outcome: &str) {
         match &self.shown {
             TaskShown::Bar(bar) => {
                 bar.set_style(

@@ -2,10 +2,10 @@
 
 use anyhow::Context;
 use clap::Args;
+use image_loader::NamedImage;
 
 use crate::{
     cli::ContainerdArgs,
-    containerd::{Containerd, NamedImage},
     output::{print, printable},
     runtime::wait,
 };
@@ -20,7 +20,7 @@ pub(crate) struct UnloadArgs {
 
 pub(crate) fn run(containerd: &ContainerdArgs, args: &UnloadArgs) -> anyhow::Result<()> {
     wait(async {
-        let containerd = Containerd::connect(&containerd.address, &containerd.namespace).await?;
+        let containerd = containerd.connect().await?;
         // All of them first: nothing is removed when one of them is unknown.
         let mut images: Vec<NamedImage> = Vec::new();
         for reference in &args.references {

@@ -22,7 +22,7 @@ use nix_image::{
 use output::Output;
 use tempfile::SpooledTempFile;
 
-use crate::archive_file::{self, ImageArchive};
+use image_loader::ImageArchive;
 
 /// Most bytes of a layer that are kept in memory until it is written.
 const SPOOLED: usize = 8 << 20;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let mut archive = args
         .from_image
         .as_deref()
-        .map(archive_file::open)
+        .map(image_loader::open)
         .transpose()?;
     let base = archive
         .as_mut()

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use compare::Difference;
+use image_loader::STDIN;
 use nix_store::StoreDir;
 use serde_json::{Value, json};
 
 use crate::{
-    archive_file::STDIN,
     cli::ContainerdArgs,
     image_facts::{self, ImageFacts},
     image_source::ImageSource,

@@ -10,12 +10,12 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use image_loader::Progress as _;
 use nix_image::{Descriptor, Reference};
 use plan::Plan;
 use reqwest::Url;
 
 use crate::{
-    archive_file,
     progress::Progress,
     registry::{Access, Registry, RegistryArgs, Stored},
     runtime::wait,
@@ -46,7 +46,7 @@ pub(crate) struct PushArgs {
 pub(crate) fn run(args: &PushArgs, progress: &Progress) -> anyhow::Result<()> {
     let mut archives = Vec::new();
     for path in &args.archives {
-        archives.push(archive_file::open(path)?);
+        archives.push(image_loader::open(path)?);
     }
     let plan = plan::plan(&mut archives, args.r#ref.as_ref())?;
     wait(async {
@@ -92,7 +92,7 @@ async fn push<R: std::io::Read + std::io::Seek>(
             bail!("{} is in no archive", blob.digest);
         };
         let from = plan.mount_source(blob);
-        match registry.upload(archive, blob, from, &task).await? {
+        match registry.upload(archive, blob, from, &*task).await? {
             Stored::Transferred => task.end("transferred"),
             Stored::Mounted => task.end("mounted"),
         }

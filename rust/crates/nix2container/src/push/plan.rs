@@ -181,12 +181,7 @@ fn the_image<R: Read + Seek>(archive: &Archive<R>) -> anyhow::Result<ArchiveImag
 }
 
 fn destination(archive: &str, image: &ArchiveImage) -> anyhow::Result<Reference> {
-    let Some(name) = &image.name else {
-        bail!("{archive} does not give its image one name to push it to: pass --ref");
-    };
-    Reference::parse(name).with_context(|| {
-        format!("{archive} gives its image an impossible name: pass another with --ref")
-    })
+    image_loader::name(archive, image).context("name the image by --ref")
 }
 
 fn one_name(names: &[Reference]) -> anyhow::Result<Reference> {

@@ -22,7 +22,7 @@ use super::{
     retry::Attempts,
     transport::IN_PLAIN_TEXT,
 };
-use crate::progress::Task;
+use image_loader::Task;
 
 /// Bytes of a blob that are read, hashed and sent at a time.
 const CHUNK: usize = 256 << 10;
@@ -76,7 +76,7 @@ impl Registry {
         archive: &mut Archive<R>,
         blob: &Descriptor,
         from: Option<&str>,
-        task: &Task,
+        task: &dyn Task,
     ) -> anyhow::Result<Stored> {
         let what = format!("store {}", blob.digest);
         let mut attempts = Attempts::default();
@@ -183,7 +183,7 @@ impl Registry {
         archive: &mut Archive<R>,
         blob: &Descriptor,
         session: Session,
-        task: &Task,
+        task: &dyn Task,
     ) -> Result<State, Failure> {
         task.restart();
         task.advance(session.offset);
@@ -226,7 +226,7 @@ impl Registry {
         archive: &mut Archive<R>,
         blob: &Descriptor,
         session: &Session,
-        task: &Task,
+        task: &dyn Task,
     ) -> Result<Response, Failure> {
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
         let mut request = self
@@ -257,7 +257,7 @@ impl Registry {
         blob: &Descriptor,
         offset: u64,
         sender: mpsc::Sender<io::Result<Vec<u8>>>,
-        task: &Task,
+        task: &dyn Task,
     ) -> Result<(), Failure> {
         let mut content = archive.blob(blob).map_err(fatal)?;
         // What the registry has is read again: the digest is of the whole.

@@ -196,7 +196,7 @@ fn what_cannot_be_built_is_said_and_leaves_nothing() {
         (&["--copy-to-root", "list", "out"], "JSON list"),
         (
             &["--from-image", "nowhere.tar", "out"],
-            "cannot open nowhere.tar",
+            "cannot read nowhere.tar",
         ),
         (
             &["--from-image", "text.tar", "out"],

@@ -5,7 +5,6 @@ use std::{
     io::{Read, Seek},
 };
 
-use anyhow::bail;
 use containerd_client::services::v1::{
     Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
     WriteContentResponse, content_client::ContentClient,
@@ -19,8 +18,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Containerd, MAX_MESSAGE_BYTES, refused, size, unless_exists};
-use crate::progress::Progress;
+use super::{Containerd, MAX_MESSAGE_BYTES, size, unless_exists};
+use crate::{Error, Progress};
 
 /// Bytes of a blob that are sent in one message.
 const CHUNK: usize = 1 << 20;
@@ -33,10 +32,11 @@ impl Containerd {
         archive: &mut Archive<R>,
         blob: &Descriptor,
         labels: HashMap<String, String>,
-        progress: &Progress,
-    ) -> anyhow::Result<bool> {
+        progress: &dyn Progress,
+    ) -> Result<bool, Error> {
         let task = progress.begin(blob.digest.to_string(), blob.size);
-        let failed = |status: Status| refused(format_args!("store blob {}", blob.digest), &status);
+        let failed =
+            |status: Status| Error::refused(format_args!("store blob {}", blob.digest), status);
         loop {
             let Some((mut session, offset)) = self.begin_write(blob).await.map_err(failed)? else {
                 self.label_blob(blob.digest, labels).await?;
@@ -117,17 +117,17 @@ impl Containerd {
     }
 
     /// Reads a document whole, and checks it; `None` if it is not in the content store.
-    pub(crate) async fn read_document(
-        &self,
-        document: &Descriptor,
-    ) -> anyhow::Result<Option<Vec<u8>>> {
+    ///
+    /// # Errors
+    /// [`Error::Refused`], and [`Error::Unfit`] for one that is damaged or too large.
+    pub async fn read_document(&self, document: &Descriptor) -> Result<Option<Vec<u8>>, Error> {
         let digest = document.digest;
-        let failed = |status: Status| refused(format_args!("read blob {digest}"), &status);
+        let failed = |status: Status| Error::refused(format_args!("read blob {digest}"), status);
         if document.size > MAX_DOCUMENT_BYTES {
-            bail!(
+            return Err(Error::Unfit(format!(
                 "blob {digest} has {} bytes, and a document of an image has {MAX_DOCUMENT_BYTES} at most",
                 document.size
-            );
+            )));
         }
         let request = ReadContentRequest {
             digest: digest.to_string(),
@@ -154,7 +154,9 @@ impl Containerd {
             Err(status) => return Err(failed(status)),
         };
         if Digest::of(&content) != digest {
-            bail!("blob {digest} of containerd is damaged: remove the image and load it again");
+            return Err(Error::Unfit(format!(
+                "blob {digest} of containerd is damaged: remove the image and load it again"
+            )));
         }
         Ok(Some(content))
     }
@@ -164,7 +166,7 @@ impl Containerd {
         &self,
         digest: Digest,
         labels: HashMap<String, String>,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), Error> {
         if labels.is_empty() {
             return Ok(());
         }
@@ -183,7 +185,7 @@ impl Containerd {
         self.content()
             .update(self.request(request))
             .await
-            .map_err(|status| refused(format_args!("label blob {digest}"), &status))?;
+            .map_err(|status| Error::refused(format_args!("label blob {digest}"), status))?;
         Ok(())
     }
 

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use anyhow::bail;
 use containerd_client::{
     services::v1::{
         ApplyRequest,
@@ -18,8 +17,8 @@ use containerd_client::{
 use nix_image::{Descriptor, Digest, annotations, archive::StoredImage};
 use tonic::{Code, transport::Channel};
 
-use super::{Containerd, MAX_MESSAGE_BYTES, descriptor, leases::unique_id, refused, unless_exists};
-use crate::progress::Progress;
+use super::{Containerd, MAX_MESSAGE_BYTES, descriptor, leases::unique_id, unless_exists};
+use crate::{Error, Progress};
 
 /// How often a snapshot is prepared that exists and is not to be found: somebody
 /// may have removed it in between.
@@ -41,8 +40,8 @@ impl Containerd {
         &self,
         snapshotter: &str,
         image: &StoredImage,
-        progress: &Progress,
-    ) -> anyhow::Result<usize> {
+        progress: &dyn Progress,
+    ) -> Result<usize, Error> {
         let mut unpacked = 0;
         let mut parent = String::new();
         let rootfs = &image.config.rootfs;
@@ -79,11 +78,7 @@ impl Containerd {
     }
 
     /// Makes the snapshot of a layer, unless it is there.
-    async fn extract(
-        &self,
-        snapshotter: &str,
-        extraction: &Extraction<'_>,
-    ) -> anyhow::Result<bool> {
+    async fn extract(&self, snapshotter: &str, extraction: &Extraction<'_>) -> Result<bool, Error> {
         let Some((key, mounts)) = self.prepare(snapshotter, extraction).await? else {
             return Ok(false);
         };
@@ -97,7 +92,7 @@ impl Containerd {
                 // It goes with the lease.
                 tracing::warn!(
                     "{}",
-                    refused(format_args!("remove snapshot {key}"), &status)
+                    Error::refused(format_args!("remove snapshot {key}"), status)
                 );
             }
         }
@@ -110,7 +105,7 @@ impl Containerd {
         &self,
         snapshotter: &str,
         extraction: &Extraction<'_>,
-    ) -> anyhow::Result<Option<(String, Vec<Mount>)>> {
+    ) -> Result<Option<(String, Vec<Mount>)>, Error> {
         let chain_id = &extraction.chain_id;
         for _ in 0..ATTEMPTS {
             let key = format!("{} {chain_id}", unique_id("extract"));
@@ -122,12 +117,12 @@ impl Containerd {
             };
             let prepared = unless_exists(self.snapshots().prepare(self.request(prepare)).await)
                 .map_err(|status| {
-                    refused(
+                    Error::refused(
                         format_args!(
                             "prepare a snapshot of layer {} with {snapshotter}",
                             extraction.layer.digest
                         ),
-                        &status,
+                        status,
                     )
                 })?;
             if let Some(prepared) = prepared {
@@ -141,25 +136,28 @@ impl Containerd {
                 Ok(stat) => {
                     let found = stat.into_inner().info.unwrap_or_default();
                     if is_nix(&extraction.labels) && !is_nix(&found.labels) {
-                        bail!(
+                        return Err(Error::Unfit(format!(
                             "snapshot {chain_id} is there, but without store paths: an image with layer {} whose \
                              annotations were lost has made it; remove that image (`ctr images rm --sync`), and \
                              load this one again",
                             extraction.layer.digest
-                        );
+                        )));
                     }
                     return Ok(None);
                 }
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => {
-                    return Err(refused(format_args!("find snapshot {chain_id}"), &status));
+                    return Err(Error::refused(
+                        format_args!("find snapshot {chain_id}"),
+                        status,
+                    ));
                 }
             }
         }
-        bail!(
+        Err(Error::Unfit(format!(
             "containerd knows snapshot {chain_id}, but the snapshotter {snapshotter} has lost it: remove the images \
              that use it (`ctr images rm --sync`), and load them again"
-        )
+        )))
     }
 
     /// Extracts the layer to the active snapshot and commits it. False if somebody
@@ -170,7 +168,7 @@ impl Containerd {
         extraction: &Extraction<'_>,
         key: &str,
         mounts: Vec<Mount>,
-    ) -> anyhow::Result<bool> {
+    ) -> Result<bool, Error> {
         let layer = extraction.layer.digest;
         let apply = ApplyRequest {
             diff: Some(descriptor(extraction.layer)),
@@ -180,16 +178,15 @@ impl Containerd {
         let applied = DiffClient::new(self.channel.clone())
             .apply(self.request(apply))
             .await
-            .map_err(|status| refused(format_args!("extract layer {layer}"), &status))?
+            .map_err(|status| Error::refused(format_args!("extract layer {layer}"), status))?
             .into_inner()
             .applied
             .unwrap_or_default();
         if applied.digest != extraction.diff_id.to_string() {
-            bail!(
+            return Err(Error::Unfit(format!(
                 "layer {layer} has the diff ID {}, but the image's config says {}: make the archive again",
-                applied.digest,
-                extraction.diff_id
-            );
+                applied.digest, extraction.diff_id
+            )));
         }
         let commit = CommitSnapshotRequest {
             snapshotter: snapshotter.to_owned(),
@@ -200,9 +197,9 @@ impl Containerd {
         };
         let committed = unless_exists(self.snapshots().commit(self.request(commit)).await)
             .map_err(|status| {
-                refused(
+                Error::refused(
                     format_args!("commit snapshot {}", extraction.chain_id),
-                    &status,
+                    status,
                 )
             })?;
         if committed.is_none() {

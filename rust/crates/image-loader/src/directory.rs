@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use crate::Error;
 
 /// Most files that a directory of images may have: more than any layout, and fewer than a home
 /// directory that is named by mistake.
@@ -17,32 +17,29 @@ const MAX_FILES: usize = 100_000;
 const MAX_DEPTH: usize = 3;
 
 /// The files of a directory by their names in it, each with its size.
-pub(crate) fn files_of(directory: &Path) -> anyhow::Result<Vec<(String, u64, ClosedFile)>> {
-    let read = |path: &Path| {
-        let path = path.display().to_string();
-        move || format!("cannot read {path}")
-    };
-    let root = fs::canonicalize(directory).with_context(read(directory))?;
+pub(crate) fn files_of(directory: &Path) -> Result<Vec<(String, u64, ClosedFile)>, Error> {
+    let read = |path: &Path| Error::read(path.display().to_string());
+    let root = fs::canonicalize(directory).map_err(read(directory))?;
     let mut files = Vec::new();
     let mut left = vec![(directory.to_owned(), String::new(), MAX_DEPTH)];
     while let Some((path, prefix, depth)) = left.pop() {
-        for entry in fs::read_dir(&path).with_context(read(&path))? {
-            let entry = entry.with_context(read(&path))?;
+        for entry in fs::read_dir(&path).map_err(read(&path))? {
+            let entry = entry.map_err(read(&path))?;
             let path = entry.path();
             // No name of an image layout is anything else.
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
             let name = format!("{prefix}{name}");
-            let real = fs::canonicalize(&path).with_context(read(&path))?;
+            let real = fs::canonicalize(&path).map_err(read(&path))?;
             if !real.starts_with(&root) {
-                bail!(
-                    "{} leads out of {}: copy what it links to",
-                    path.display(),
+                let reason = format!(
+                    "leads out of {}: copy what it links to",
                     directory.display()
                 );
+                return Err(Error::directory(&path, reason));
             }
-            let metadata = fs::metadata(&real).with_context(read(&path))?;
+            let metadata = fs::metadata(&real).map_err(read(&path))?;
             if metadata.is_dir() && depth > 0 {
                 left.push((path, format!("{name}/"), depth - 1));
             } else if metadata.is_file() {
@@ -50,10 +47,8 @@ pub(crate) fn files_of(directory: &Path) -> anyhow::Result<Vec<(String, u64, Clo
                 files.push((name, size, ClosedFile::new(real, size)));
             }
             if files.len() + left.len() > MAX_FILES {
-                bail!(
-                    "{} has more than {MAX_FILES} files: it is no image layout",
-                    directory.display()
-                );
+                let reason = format!("has more than {MAX_FILES} files: it is no image layout");
+                return Err(Error::directory(directory, reason));
             }
         }
     }

@@ -1,25 +1,17 @@
 //! `nix2container load`.
 
-mod plan;
-
 use std::{
-    io::{Read, Seek},
+    collections::HashMap,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use nix_image::{Platform, Reference, archive::Archive};
-use plan::{PlannedImage, Platforms};
+use image_loader::{Error, ImageArchive, PlannedImage, Platforms, STDIN};
+use nix_image::{Platform, Reference};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{
-    archive_file::{self, ImageArchive, STDIN},
-    cli::ContainerdArgs,
-    containerd::Containerd,
-    progress::Progress,
-    runtime::wait,
-};
+use crate::{cli::ContainerdArgs, progress::Progress, runtime::wait};
 
 /// What to load, and how.
 #[derive(Args)]
@@ -56,21 +48,28 @@ pub(crate) fn run(
     // All of them first: nothing is loaded when one of them cannot be.
     let mut archives = plan(args)?;
     wait(async {
-        let mut containerd =
-            Containerd::connect(&containerd.address, &containerd.namespace).await?;
-        containerd.create_lease().await?;
+        let mut containerd = containerd.connect().await?;
+        containerd.create_lease("nix2container").await?;
         let loading = async {
             for (archive, images) in &mut archives {
-                load(&containerd, archive, &args.snapshotter, images, progress).await?;
+                for image in images {
+                    let (snapshotter, labels) = (&args.snapshotter, HashMap::new());
+                    image_loader::load(&containerd, archive, snapshotter, image, &labels, progress)
+                        .await
+                        .map_err(with_flag)?;
+                    for name in &image.names {
+                        println!("{name}");
+                    }
+                }
             }
-            Ok(())
+            anyhow::Ok(())
         };
         let loaded = tokio::select! {
             loaded = loading => loaded,
             interrupted = interruption() => interrupted,
         };
         let deleted = containerd.delete_lease(loaded.is_err()).await;
-        loaded.and(deleted)
+        loaded.and(deleted.map_err(Into::into))
     })
 }
 
@@ -89,49 +88,24 @@ fn plan(args: &LoadArgs) -> anyhow::Result<Vec<Planned>> {
     };
     let mut planned = Vec::new();
     for path in &args.archives {
-        let mut archive = archive_file::open_or_stdin(path)?;
-        let images = plan::images(&mut archive, &platforms, args.r#ref.as_ref())?;
+        let mut archive = image_loader::open_or_stdin(path)?;
+        let images = image_loader::images(&mut archive, &platforms, args.r#ref.as_ref())
+            .map_err(with_flag)?;
         planned.push((archive, images));
     }
     Ok(planned)
 }
 
-async fn load<R: Read + Seek>(
-    containerd: &Containerd,
-    archive: &mut Archive<R>,
-    snapshotter: &str,
-    images: &[PlannedImage],
-    progress: &Progress,
-) -> anyhow::Result<()> {
-    for image in images {
-        let digest = image.target.digest;
-        let mut written = 0;
-        for (blob, labels) in &image.blobs {
-            written += u32::from(
-                containerd
-                    .write_blob(archive, blob, labels.clone(), progress)
-                    .await?,
-            );
+/// The error with the flag that is the way out.
+fn with_flag(error: Error) -> anyhow::Error {
+    match error {
+        Error::Name { .. } => anyhow!(error).context("name the image by --ref"),
+        Error::SamePlatform { .. } => anyhow!("{error} (--platform)"),
+        error if error.is_snapshotter_missing() => {
+            anyhow!("{error}, or choose another with --snapshotter")
         }
-        let unpacked = match &image.unpacked {
-            Some(stored) => containerd.unpack(snapshotter, stored, progress).await?,
-            None => {
-                tracing::info!(%digest, "no platform of it runs here: nothing is unpacked");
-                0
-            }
-        };
-        tracing::debug!(
-            blobs = written,
-            layers = unpacked,
-            "transferred and unpacked {digest}"
-        );
-        for name in &image.names {
-            containerd.tag(name, &image.target).await?;
-            tracing::info!(%digest, %snapshotter, "loaded {name}");
-            println!("{name}");
-        }
+        error => error.into(),
     }
-    Ok(())
 }
 
 /// Waits for a signal that asks to end: the lease must not stay.

@@ -7,19 +7,24 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, anyhow};
 use nix_image::{Compression, archive::Archive};
 
-use crate::directory::{self, ClosedFile};
+use crate::{
+    Error,
+    directory::{self, ClosedFile},
+};
 
 /// An archive, or a directory, of images.
-pub(crate) type ImageArchive = Archive<ImageFile>;
+pub type ImageArchive = Archive<ImageFile>;
 
 /// What stands for standard input where an archive is named.
-pub(crate) const STDIN: &str = "-";
+pub const STDIN: &str = "-";
 
 /// Opens the archive at `path`, or the one on standard input if that is `-`.
-pub(crate) fn open_or_stdin(path: &Path) -> anyhow::Result<ImageArchive> {
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_or_stdin(path: &Path) -> Result<ImageArchive, Error> {
     match path.as_os_str() == STDIN {
         true => from_stream(io::stdin().lock()),
         false => open(path),
@@ -27,40 +32,42 @@ pub(crate) fn open_or_stdin(path: &Path) -> anyhow::Result<ImageArchive> {
 }
 
 /// Reads an archive from a stream into an unnamed temporary file, and decompresses it meanwhile.
-fn from_stream(mut stream: impl Read) -> anyhow::Result<ImageArchive> {
+fn from_stream(mut stream: impl Read) -> Result<ImageArchive, Error> {
     const NAME: &str = "standard input";
     let mut beginning = Vec::new();
     stream
         .by_ref()
         .take(Compression::MAGIC_BYTES as u64)
         .read_to_end(&mut beginning)
-        .with_context(|| format!("cannot read {NAME}"))?;
+        .map_err(Error::read(NAME.to_owned()))?;
     let compression = Compression::detect(&beginning);
     let file = decompressed(beginning.chain(stream), compression)
         .map_err(|error| not_decompressed(NAME, error))?;
-    let file = ImageFile::Archive(BufReader::new(file));
+    let file = ImageFile::archive(file);
     Ok(Archive::open(NAME, file)?)
 }
 
 /// Opens the archive or directory at `path`. An archive that is compressed as a whole is
 /// decompressed into an unnamed temporary file, of which nothing is left at the end.
-pub(crate) fn open(path: &Path) -> anyhow::Result<ImageArchive> {
+///
+/// # Errors
+/// It cannot be read or decompressed, or has not the form of an archive of images.
+pub fn open(path: &Path) -> Result<ImageArchive, Error> {
     let name = path.display();
-    let mut file = File::open(path).with_context(|| format!("cannot open {name}"))?;
-    let kind = file
-        .metadata()
-        .with_context(|| format!("cannot read {name}"))?;
+    let mut file = File::open(path).map_err(Error::read(name.to_string()))?;
+    let kind = file.metadata().map_err(Error::read(name.to_string()))?;
     if kind.is_dir() {
         let files = directory::files_of(path)?.into_iter();
-        let files = files.map(|(name, size, file)| (name, size, ImageFile::Directory(file)));
+        let files =
+            files.map(|(name, size, file)| (name, size, ImageFile(Source::Directory(file))));
         return Ok(Archive::open_directory(name.to_string(), files)?);
     }
-    let compression = compression(&mut file).with_context(|| format!("cannot read {name}"))?;
+    let compression = compression(&mut file).map_err(Error::read(name.to_string()))?;
     if compression != Compression::None {
         file = decompressed(file, compression)
             .map_err(|error| not_decompressed(&name.to_string(), error))?;
     }
-    let file = ImageFile::Archive(BufReader::new(file));
+    let file = ImageFile::archive(file);
     Ok(Archive::open(name.to_string(), file)?)
 }
 
@@ -80,44 +87,53 @@ fn decompressed(packed: impl Read, compression: Compression) -> io::Result<File>
 }
 
 /// Why an archive cannot be decompressed, by what the decoder or the disk says.
-fn not_decompressed(name: &str, error: io::Error) -> anyhow::Error {
-    match error.kind() {
+fn not_decompressed(name: &str, source: io::Error) -> Error {
+    let name = name.to_owned();
+    match source.kind() {
         io::ErrorKind::UnexpectedEof
         | io::ErrorKind::InvalidData
         | io::ErrorKind::InvalidInput
-        | io::ErrorKind::Other => anyhow!(error).context(format!(
-            "{name} is truncated or damaged: make or copy it again"
-        )),
-        _ => anyhow!(error).context(format!(
-            "cannot write {name} to a file in {}",
-            env::temp_dir().display()
-        )),
+        | io::ErrorKind::Other => Error::Packed { name, source },
+        _ => Error::TemporaryFile {
+            name,
+            directory: env::temp_dir(),
+            source,
+        },
     }
 }
 
 /// What images are read from.
 #[derive(Debug)]
-pub(crate) enum ImageFile {
+pub struct ImageFile(Source);
+
+#[derive(Debug)]
+enum Source {
     /// The whole archive.
     Archive(BufReader<File>),
     /// One file of a directory.
     Directory(ClosedFile),
 }
 
+impl ImageFile {
+    fn archive(file: File) -> Self {
+        Self(Source::Archive(BufReader::new(file)))
+    }
+}
+
 impl Read for ImageFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Archive(file) => file.read(buffer),
-            Self::Directory(file) => file.read(buffer),
+        match &mut self.0 {
+            Source::Archive(file) => file.read(buffer),
+            Source::Directory(file) => file.read(buffer),
         }
     }
 }
 
 impl Seek for ImageFile {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        match self {
-            Self::Archive(file) => file.seek(to),
-            Self::Directory(file) => file.seek(to),
+        match &mut self.0 {
+            Source::Archive(file) => file.seek(to),
+            Source::Directory(file) => file.seek(to),
         }
     }
 }
@@ -138,14 +154,14 @@ mod tests {
         for packed in [gzip.finish().unwrap(), zstd] {
             for len in 0..packed.len() {
                 fs::write(&file, &packed[..len]).unwrap();
-                let message = format!("{:#}", open(file.path()).unwrap_err());
+                let message = open(file.path()).unwrap_err().to_string();
                 assert!(
                     message.contains("truncated") || message.contains("not a tar"),
                     "{len}: {message}"
                 );
                 assert!(message.contains(file.path().to_str().unwrap()), "{message}");
 
-                let message = format!("{:#}", from_stream(&packed[..len]).unwrap_err());
+                let message = from_stream(&packed[..len]).unwrap_err().to_string();
                 assert!(message.contains("standard input"), "{len}: {message}");
             }
         }

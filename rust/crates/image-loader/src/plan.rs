@@ -6,43 +6,52 @@ use std::{
     io::{Read, Seek},
 };
 
-use anyhow::{Context, bail};
 use nix_image::{
-    Descriptor, Digest, Error, Index, Manifest, Platform, Reference, annotations,
+    Descriptor, Digest, Index, Manifest, Platform, Reference, annotations,
     archive::{Archive, ArchiveImage, StoredImage},
 };
 
-use crate::containerd::{index_gc_labels, manifest_gc_labels};
+use crate::{
+    Error,
+    containerd::{index_gc_labels, manifest_gc_labels},
+};
 
 /// Which of the platforms of an image are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Platforms {
+pub enum Platforms {
     /// The best for this one.
     One(Platform),
     /// All that the archive has.
     All,
 }
 
+/// A blob, and the labels that it gets in containerd.
+pub type LabelledBlob = (Descriptor, HashMap<String, String>);
+
 /// An image of an archive on its way into containerd.
 #[derive(Debug)]
-pub(super) struct PlannedImage {
+pub struct PlannedImage {
     /// The names that it gets.
-    pub(super) names: Vec<Reference>,
+    pub names: Vec<Reference>,
     /// What the names stand for: a manifest, or an index of several.
-    pub(super) target: Descriptor,
-    /// All its blobs, what refers to others behind these, each with its labels.
-    pub(super) blobs: Vec<(Descriptor, HashMap<String, String>)>,
+    pub target: Descriptor,
+    /// All its blobs, what refers to others behind these.
+    pub blobs: Vec<LabelledBlob>,
     /// What is unpacked; nothing if no platform of it runs here.
-    pub(super) unpacked: Option<StoredImage>,
+    pub unpacked: Option<StoredImage>,
 }
 
 /// The images of an archive, each once, with all its names. `reference` names the only one
 /// otherwise than the archive does.
-pub(super) fn images<R: Read + Seek>(
+///
+/// # Errors
+/// The archive is damaged, has no image for the platform, or names its images otherwise than it is
+/// asked for.
+pub fn images<R: Read + Seek>(
     archive: &mut Archive<R>,
     platforms: &Platforms,
     reference: Option<&Reference>,
-) -> anyhow::Result<Vec<PlannedImage>> {
+) -> Result<Vec<PlannedImage>, Error> {
     let mut images: Vec<PlannedImage> = Vec::new();
     for image in archive.images().to_vec() {
         let target = match platforms {
@@ -66,15 +75,11 @@ pub(super) fn images<R: Read + Seek>(
             }),
         }
     }
-    if images.is_empty() {
-        bail!("{} has no image", archive.name());
-    }
-    if reference.is_some() && images.len() > 1 {
-        bail!(
-            "{} has {} images, and --ref can name one only",
-            archive.name(),
-            images.len()
-        );
+    if images.is_empty() || (reference.is_some() && images.len() > 1) {
+        return Err(Error::Count {
+            archive: archive.name().to_owned(),
+            count: images.len(),
+        });
     }
     for image in &mut images {
         image.names.dedup();
@@ -82,13 +87,18 @@ pub(super) fn images<R: Read + Seek>(
     Ok(images)
 }
 
-fn name(archive: &str, image: &ArchiveImage) -> anyhow::Result<Reference> {
-    let Some(name) = &image.name else {
-        bail!("{archive} does not say the name of its image: pass it with --ref");
+/// The name that an archive gives an image.
+///
+/// # Errors
+/// [`Error::Name`].
+pub fn name(archive: &str, image: &ArchiveImage) -> Result<Reference, Error> {
+    let refuse = |source: Option<nix_image::Error>| Error::Name {
+        archive: archive.to_owned(),
+        name: image.name.clone(),
+        source: source.map(Box::new),
     };
-    Reference::parse(name).with_context(|| {
-        format!("{archive} gives its image an impossible name: pass another with --ref")
-    })
+    let name = image.name.as_deref().ok_or_else(|| refuse(None))?;
+    Reference::parse(name).map_err(|error| refuse(Some(error)))
 }
 
 /// The one document that stands for all platforms of an image. Where the archive has none, it is
@@ -96,7 +106,7 @@ fn name(archive: &str, image: &ArchiveImage) -> anyhow::Result<Reference> {
 fn root<R: Read + Seek>(
     archive: &mut Archive<R>,
     image: &ArchiveImage,
-) -> anyhow::Result<Descriptor> {
+) -> Result<Descriptor, Error> {
     if let [first, others @ ..] = &*image.roots
         && others.iter().all(|other| other.digest == first.digest)
     {
@@ -112,25 +122,21 @@ fn root<R: Read + Seek>(
         }
     }
     if manifests.is_empty() {
-        bail!(
-            "{} lists {} artifacts under one name, and no image",
-            archive.name(),
-            image.roots.len()
-        );
+        return Err(Error::Count {
+            archive: archive.name().to_owned(),
+            count: 0,
+        });
     }
     if let Some((first, second)) = Index::of_one_platform(&manifests)
         && let Some(platform) = &manifests[second].platform
     {
-        bail!(
-            "{} has two images for {platform} under {}, {} and {}, and one name can stand for one of them only: give the second another name, or load the first alone with --platform {platform}",
-            archive.name(),
-            image
-                .name
-                .as_deref()
-                .map_or("no name".to_owned(), |name| format!("the name {name:?}")),
-            manifests[first].digest,
-            manifests[second].digest
-        );
+        let name = image.name.as_deref();
+        return Err(Error::SamePlatform {
+            archive: archive.name().to_owned(),
+            name: name.map_or("no name".to_owned(), |name| format!("the name {name:?}")),
+            manifests: [manifests[first].digest, manifests[second].digest],
+            platform: Box::new(platform.clone()),
+        });
     }
     let (index, json) = Index::of_platforms(manifests)?;
     archive.keep(&index, json);
@@ -142,19 +148,18 @@ fn unpacked<R: Read + Seek>(
     archive: &mut Archive<R>,
     image: &ArchiveImage,
     platforms: &Platforms,
-) -> anyhow::Result<Option<StoredImage>> {
+) -> Result<Option<StoredImage>, Error> {
     let manifest = match platforms {
         Platforms::One(platform) => archive.select(image, platform)?,
         Platforms::All => match archive.select(image, &Platform::host()) {
             Ok(manifest) => manifest,
-            Err(Error::Platform { .. }) => return Ok(None),
+            Err(nix_image::Error::Platform { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         },
     };
     let stored = archive.image(manifest)?;
     for layer in &stored.manifest.layers {
-        annotations::check_lengths(&layer.annotations)
-            .with_context(|| format!("cannot load {} of {}", layer.digest, archive.name()))?;
+        annotations::check_lengths(&layer.annotations)?;
     }
     Ok(Some(stored))
 }
@@ -163,7 +168,7 @@ fn unpacked<R: Read + Seek>(
 fn blobs<R: Read + Seek>(
     archive: &mut Archive<R>,
     root: &Descriptor,
-) -> anyhow::Result<Vec<(Descriptor, HashMap<String, String>)>> {
+) -> Result<Vec<LabelledBlob>, Error> {
     let mut blobs = Vec::new();
     add_tree(archive, root, &mut BTreeSet::new(), &mut blobs)?;
     Ok(blobs)
@@ -175,8 +180,8 @@ fn add_tree<R: Read + Seek>(
     archive: &mut Archive<R>,
     blob: &Descriptor,
     seen: &mut BTreeSet<Digest>,
-    blobs: &mut Vec<(Descriptor, HashMap<String, String>)>,
-) -> anyhow::Result<()> {
+    blobs: &mut Vec<LabelledBlob>,
+) -> Result<(), Error> {
     if !seen.insert(blob.digest) {
         return Ok(());
     }
@@ -203,14 +208,12 @@ fn add_tree<R: Read + Seek>(
 fn document<R: Read + Seek, T: serde::de::DeserializeOwned>(
     archive: &mut Archive<R>,
     descriptor: &Descriptor,
-) -> anyhow::Result<T> {
+) -> Result<T, Error> {
     let json = archive.read_blob(descriptor)?;
-    serde_json::from_slice(&json).with_context(|| {
-        format!(
-            "{} in {} is not what it should be",
-            descriptor.digest,
-            archive.name()
-        )
+    serde_json::from_slice(&json).map_err(|source| Error::Document {
+        archive: archive.name().to_owned(),
+        digest: descriptor.digest,
+        source,
     })
 }
 
@@ -297,7 +300,12 @@ mod tests {
         let message = images(&mut twice, &Platforms::All, None)
             .unwrap_err()
             .to_string();
-        for words in ["x has two", "r.io/a:v1", "--platform linux/a"] {
+        for words in [
+            "x has two",
+            "r.io/a:v1",
+            "for linux/a",
+            "by their platforms",
+        ] {
             assert!(message.contains(words), "{message}");
         }
         let one = Platforms::One("linux/arm64".parse().unwrap());
@@ -316,7 +324,7 @@ mod tests {
                 .into(),
             manifests: Vec::new(),
         };
-        let message = root(&mut archive, &artifacts).unwrap_err().to_string();
-        assert!(message.contains("no image"), "{message}");
+        let error = root(&mut archive, &artifacts).unwrap_err();
+        assert!(matches!(error, Error::Count { count: 0, .. }), "{error}");
     }
 }

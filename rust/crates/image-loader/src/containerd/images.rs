@@ -1,6 +1,7 @@
 //! Images by name.
 
-use anyhow::{Context, anyhow};
+use std::collections::HashMap;
+
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
     UpdateImageRequest, images_client::ImagesClient,
@@ -9,33 +10,38 @@ use nix_image::{Descriptor, Reference};
 use prost_types::FieldMask;
 use tonic::{Code, transport::Channel};
 
-use super::{Containerd, descriptor, from_descriptor, refused, unless_exists};
-use crate::output::printable;
+use super::{Containerd, descriptor, from_descriptor, unless_exists};
+use crate::Error;
 
 /// Most names that a message lists.
 const LISTED: usize = 20;
 
 /// An image that containerd has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NamedImage {
+pub struct NamedImage {
     /// Its name, mostly a normalised reference.
-    pub(crate) name: String,
+    pub name: String,
     /// The manifest or index that it stands for.
-    pub(crate) target: Descriptor,
+    pub target: Descriptor,
 }
 
 impl Containerd {
-    /// Has `reference` name the image of this manifest. Labels of an image that it
-    /// named before are kept.
-    pub(crate) async fn tag(
+    /// Has `name`, mostly a normalised reference, name the image of this manifest, and gives it
+    /// these labels. Other labels of an image that it named before are kept.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub async fn tag(
         &self,
-        reference: &Reference,
+        name: &str,
         manifest: &Descriptor,
-    ) -> anyhow::Result<()> {
-        let failed = |status| refused(format_args!("name an image {reference}"), &status);
+        labels: &HashMap<String, String>,
+    ) -> Result<(), Error> {
+        let failed = |status| Error::refused(format_args!("name an image {name}"), status);
         let image = Image {
-            name: reference.to_string(),
+            name: name.to_owned(),
             target: Some(descriptor(manifest)),
+            labels: labels.clone(),
             ..Image::default()
         };
         let mut images = self.images();
@@ -45,11 +51,11 @@ impl Containerd {
         };
         let created = unless_exists(images.create(self.request(create)).await).map_err(failed)?;
         if created.is_none() {
+            let labels = labels.keys().map(|label| format!("labels.{label}"));
+            let paths = labels.chain(["target".to_owned()]).collect();
             let update = UpdateImageRequest {
                 image: Some(image),
-                update_mask: Some(FieldMask {
-                    paths: vec!["target".to_owned()],
-                }),
+                update_mask: Some(FieldMask { paths }),
                 ..UpdateImageRequest::default()
             };
             images.update(self.request(update)).await.map_err(failed)?;
@@ -61,8 +67,8 @@ impl Containerd {
     /// words, as other clients may have named it.
     ///
     /// # Errors
-    /// An unknown name; the message has the names that there are.
-    pub(crate) async fn find_image(&self, words: &str) -> anyhow::Result<NamedImage> {
+    /// [`Error::Unfit`] for an unknown name, with the names that there are; [`Error::Refused`].
+    pub async fn find_image(&self, words: &str) -> Result<NamedImage, Error> {
         let normalised = Reference::parse(words).map(|reference| reference.to_string());
         let names = normalised.iter().map(String::as_str).chain([words]);
         for name in names {
@@ -70,13 +76,22 @@ impl Containerd {
                 return Ok(image);
             }
         }
-        let known = self.image_names().await?;
+        let known: Vec<_> = self
+            .list_images()
+            .await?
+            .into_iter()
+            .map(|image| image.name)
+            .collect();
         let namespace = self.namespace.to_str().unwrap_or_default();
         let name = normalised.as_deref().unwrap_or(words);
-        Err(anyhow!(unknown(name, namespace, &known)))
+        Err(Error::Unfit(unknown(name, namespace, &known)))
     }
 
-    async fn image(&self, name: &str) -> anyhow::Result<Option<NamedImage>> {
+    /// The image of exactly this name.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub async fn image(&self, name: &str) -> Result<Option<NamedImage>, Error> {
         let request = GetImageRequest {
             name: name.to_owned(),
         };
@@ -84,33 +99,37 @@ impl Containerd {
             Ok(found) => found.into_inner().image.unwrap_or_default(),
             Err(status) if status.code() == Code::NotFound => return Ok(None),
             Err(status) => {
-                return Err(refused(
-                    format_args!("find the image {}", printable(name)),
-                    &status,
+                return Err(Error::refused(
+                    format_args!("find the image {}", name.escape_debug()),
+                    status,
                 ));
             }
         };
-        let target = found.target.unwrap_or_default();
-        let target = from_descriptor(target)
-            .with_context(|| format!("the image {} of containerd is damaged", printable(name)))?;
-        Ok(Some(NamedImage {
-            name: found.name,
-            target,
-        }))
+        named(found).map(Some).ok_or_else(|| {
+            let name = name.escape_debug();
+            Error::Unfit(format!("the image {name} of containerd is damaged"))
+        })
     }
 
-    async fn image_names(&self) -> anyhow::Result<Vec<String>> {
+    /// All images of the namespace. One that is damaged is left out.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub async fn list_images(&self) -> Result<Vec<NamedImage>, Error> {
         let request = self.request(ListImagesRequest::default());
         let listed = self.images().list(request).await;
         let images = listed
-            .map_err(|status| refused("list its images", &status))?
+            .map_err(|status| Error::refused("list its images", status))?
             .into_inner()
             .images;
-        Ok(images.into_iter().map(|image| image.name).collect())
+        Ok(images.into_iter().filter_map(named).collect())
     }
 
     /// Takes the name from an image, and returns when what nothing else refers to is collected.
-    pub(crate) async fn untag(&self, image: &NamedImage) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub async fn untag(&self, image: &NamedImage) -> Result<(), Error> {
         let request = DeleteImageRequest {
             name: image.name.clone(),
             sync: true,
@@ -118,9 +137,9 @@ impl Containerd {
         };
         let deleted = self.images().delete(self.request(request)).await;
         deleted.map_err(|status| {
-            refused(
-                format_args!("remove the image {}", printable(&image.name)),
-                &status,
+            Error::refused(
+                format_args!("remove the image {}", image.name.escape_debug()),
+                status,
             )
         })?;
         Ok(())
@@ -131,16 +150,26 @@ impl Containerd {
     }
 }
 
+fn named(image: Image) -> Option<NamedImage> {
+    Some(NamedImage {
+        target: from_descriptor(image.target?)?,
+        name: image.name,
+    })
+}
+
 /// What is said of a name that no image has.
 fn unknown(name: &str, namespace: &str, known: &[String]) -> String {
-    let name = printable(name);
+    let name = name.escape_debug();
     if known.is_empty() {
         return format!(
             "containerd has no image {name}, and none at all in its namespace {namespace}: choose another with \
              --namespace, or load one"
         );
     }
-    let mut known: Vec<_> = known.iter().map(|name| printable(name)).collect();
+    let mut known: Vec<_> = known
+        .iter()
+        .map(|name| name.escape_debug().to_string())
+        .collect();
     known.sort_unstable();
     let more = match known.len().saturating_sub(LISTED) {
         0 => String::new(),

@@ -6,20 +6,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context;
 use containerd_client::services::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient};
 use prost_types::Timestamp;
 
-use super::{Containerd, refused};
+use super::Containerd;
+use crate::Error;
 
 /// How long a lease lasts that was left behind, as by SIGKILL: that of containerd's
 /// own clients.
 const EXPIRES_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Containerd {
-    /// Makes a lease; from now on it holds all that is made.
-    pub(crate) async fn create_lease(&mut self) -> anyhow::Result<()> {
-        let id = unique_id("nix2container");
+    /// Makes a lease; from now on it holds all that is made. Its id begins with `prefix`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub async fn create_lease(&mut self, prefix: &str) -> Result<(), Error> {
+        let id = unique_id(prefix);
         let expires = Timestamp::from(SystemTime::now() + EXPIRES_AFTER);
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires.to_string())]);
         let request = CreateRequest {
@@ -29,14 +32,17 @@ impl Containerd {
         LeasesClient::new(self.channel.clone())
             .create(self.request(request))
             .await
-            .map_err(|status| refused("create a lease", &status))?;
-        self.lease = Some(id.parse().context("a lease has an impossible name")?);
+            .map_err(|status| Error::refused("create a lease", status))?;
+        self.lease = id.parse().ok();
         Ok(())
     }
 
     /// Deletes the lease. After a failure containerd collects at once what has been
     /// loaded, so that nothing is left of it.
-    pub(crate) async fn delete_lease(&mut self, failed: bool) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub async fn delete_lease(&mut self, failed: bool) -> Result<(), Error> {
         let Some(lease) = self.lease.take() else {
             return Ok(());
         };
@@ -47,7 +53,7 @@ impl Containerd {
         LeasesClient::new(self.channel.clone())
             .delete(self.request(request))
             .await
-            .map_err(|status| refused("delete its lease", &status))?;
+            .map_err(|status| Error::refused("delete its lease", status))?;
         Ok(())
     }
 }
