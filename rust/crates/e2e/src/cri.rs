@@ -11,13 +11,7 @@ use crate::{
     runtime,
 };
 
-/// What is generated from `proto/cri.proto`.
-mod v1 {
-    #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
-    tonic::include_proto!("runtime.v1");
-}
-
-use v1::{
+use cri_api::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest,
     ImageFsInfoRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
@@ -109,7 +103,7 @@ impl Cri {
         let request = ImageFsInfoRequest {};
         let answer = runtime::wait(self.image_service().image_fs_info(request))?;
         let usages = answer.into_inner().image_filesystems.into_iter();
-        let mountpoint = |usage: v1::FilesystemUsage| Some(usage.fs_id?.mountpoint);
+        let mountpoint = |usage: cri_api::v1::FilesystemUsage| Some(usage.fs_id?.mountpoint);
         Ok(usages.filter_map(mountpoint).collect())
     }
 
@@ -149,6 +143,7 @@ impl Cri {
 fn spec(image: &str) -> Option<ImageSpec> {
     Some(ImageSpec {
         image: image.to_owned(),
+        ..ImageSpec::default()
     })
 }
 

@@ -33,12 +33,23 @@ const MESSAGE_BYTES: usize = 8 * 1024;
 const NAMESPACE: &str = "containerd-namespace";
 
 /// The services whose calls are named; whatever else is asked for is `other`.
-const SERVICES: [(&str, &[&str]); 3] = [
+const SERVICES: [(&str, &[&str]); 4] = [
     (
         "containerd.services.snapshots.v1.Snapshots",
         &[
             "Prepare", "View", "Mounts", "Commit", "Remove", "Stat", "Update", "List", "Usage",
             "Cleanup",
+        ],
+    ),
+    (
+        "runtime.v1.ImageService",
+        &[
+            "ListImages",
+            "StreamImages",
+            "ImageStatus",
+            "PullImage",
+            "RemoveImage",
+            "ImageFsInfo",
         ],
     ),
     ("grpc.health.v1.Health", &["Check", "Watch"]),
@@ -167,6 +178,7 @@ impl Call {
             "call",
             method,
             namespace = Empty,
+            image = Empty,
             key = Empty,
             parent = Empty,
             committed_as = Empty,

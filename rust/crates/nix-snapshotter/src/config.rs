@@ -100,9 +100,11 @@ pub(crate) struct Metrics {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ImageService {
     /// Whether to serve it.
-    pub(crate) enable: Option<bool>,
+    pub(crate) enable: bool,
     /// containerd's own socket.
     pub(crate) containerd_address: PathBuf,
+    /// The name that this daemon has among containerd's proxy plugins.
+    pub(crate) snapshotter: String,
 }
 
 impl Default for Config {
@@ -131,8 +133,9 @@ impl Default for Config {
 impl Default for ImageService {
     fn default() -> Self {
         Self {
-            enable: None,
+            enable: true,
             containerd_address: "/run/containerd/containerd.sock".into(),
+            snapshotter: "nix".to_owned(),
         }
     }
 }
@@ -299,7 +302,7 @@ mod tests {
         assert_eq!(config.address, Path::new("/run/a.sock"));
         assert_eq!(config.root, Path::new("/var/lib/a"));
         assert_eq!(config.external_builder, Some("/bin/builder".into()));
-        assert_eq!(config.image_service.enable, Some(false));
+        assert!(!config.image_service.enable);
         assert_eq!(
             config.image_service.containerd_address,
             Path::new("/run/c.sock")

@@ -40,6 +40,34 @@ pub(crate) enum Error {
     /// A bug: the work of a call panicked.
     #[error("internal error: {0}")]
     Panicked(#[from] tokio::task::JoinError),
+    /// An archive cannot be read or not be loaded.
+    #[error(transparent)]
+    Load(Box<image_loader::Error>),
+    /// An archive has no image to run.
+    #[error("{0} has no image: make it with `nix2container build`")]
+    NoImage(StorePath),
+    /// A name says something else than the archive that it names.
+    #[error("{image} is not what its archive has, which {archive}")]
+    Contradiction { image: String, archive: String },
+    /// Pods would get another snapshotter's snapshot of an image, and none of its store paths.
+    #[error(
+        "containerd's CRI has the snapshotter {theirs} by default, and images that Nix resolves need this one: \
+         set `snapshotter = {ours:?}` in the section of the CRI's images of containerd's configuration"
+    )]
+    OtherSnapshotter { theirs: String, ours: String },
+    /// containerd has an image, and its CRI does not know it.
+    #[error(
+        "containerd has loaded {image}, and its CRI has not heard of it within {seconds} s: \
+         its log says why, and the next attempt finds the image"
+    )]
+    NotShown { image: String, seconds: u64 },
+    /// containerd does not answer as it should.
+    #[error("containerd at {} cannot {operation}: {}", .socket.display(), .status.message())]
+    Cri {
+        operation: &'static str,
+        socket: PathBuf,
+        status: Box<Status>,
+    },
     /// The request lacks a field without which it means nothing.
     #[error("the request has no `{0}`")]
     MissingField(&'static str),
@@ -69,7 +97,13 @@ impl Error {
                 // Not NotFound: from Prepare, that would have the CRI unpack the image again.
                 _ => Code::FailedPrecondition,
             },
-            Self::StoreObjectGone { .. } => Code::FailedPrecondition,
+            Self::Load(error) => load_code(error),
+            Self::NoImage(_) | Self::Contradiction { .. } => Code::InvalidArgument,
+            Self::NotShown { .. } => Code::Unavailable,
+            Self::Cri { status, .. } => status.code(),
+            Self::StoreObjectGone { .. } | Self::OtherSnapshotter { .. } => {
+                Code::FailedPrecondition
+            }
             Self::StoreObject { source, .. }
             | Self::MountPoint { source, .. }
             | Self::Inventory { source, .. } => disk(source),
@@ -78,9 +112,35 @@ impl Error {
     }
 }
 
+impl From<image_loader::Error> for Error {
+    fn from(error: image_loader::Error) -> Self {
+        Self::Load(Box::new(error))
+    }
+}
+
 impl From<nix_store::Error> for Error {
     fn from(error: nix_store::Error) -> Self {
         Self::Nix(Arc::new(error))
+    }
+}
+
+/// What the loading of an image fails with.
+fn load_code(error: &image_loader::Error) -> Code {
+    use image_loader::Error as Load;
+    match error {
+        Load::Image(_)
+        | Load::Packed { .. }
+        | Load::Directory { .. }
+        | Load::Document { .. }
+        | Load::Name { .. }
+        | Load::Count { .. }
+        | Load::SamePlatform { .. } => Code::InvalidArgument,
+        Load::Read { source, .. } | Load::TemporaryFile { source, .. } => disk(source),
+        Load::Unreachable { .. } => Code::Unavailable,
+        Load::Unfit(_) => Code::FailedPrecondition,
+        // The plugin is not among containerd's.
+        Load::Refused { .. } if error.is_snapshotter_missing() => Code::FailedPrecondition,
+        Load::Refused { status, .. } => status.code(),
     }
 }
 

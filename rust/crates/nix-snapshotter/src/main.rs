@@ -10,6 +10,7 @@
 //! * [`nix_snapshotter`]: what a call means where a layer names store paths.
 //! * [`realisations`]: who shares a realisation, and who has to wait.
 //! * [`mounts`], [`store_view`]: which mounts come of it, and what they stand on.
+//! * [`image_service`]: the CRI's image service, which kubelet asks.
 //!
 //! Below it are `snapshots`, which knows no Nix, and `nix-store`, which knows no
 //! snapshots; `nix-image` says how labels name store paths.
@@ -22,6 +23,7 @@ mod doctor;
 mod error;
 mod grpc;
 mod health;
+mod image_service;
 mod inventory;
 mod logging;
 mod metrics;

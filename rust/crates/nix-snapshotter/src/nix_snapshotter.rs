@@ -1,11 +1,12 @@
 //! Nix layers on top of plain snapshots: the order of events that a pull goes through.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use nix_image::annotations::{self, SNAPSHOT_REF};
-use nix_store::{Closure, Realiser, StoreDir};
+use nix_store::{Closure, LayerClosure, Realiser, StoreDir, StorePath};
 use snapshots::{Counts, Kind, Labels, Mount, Snapshot, Snapshotter, StoreWaits};
 use tokio::task::block_in_place;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::{
@@ -53,6 +54,41 @@ impl NixSnapshotter {
             snapshots,
             realiser,
             store_dir,
+        }
+    }
+
+    /// The directory of the store.
+    pub(crate) fn store_dir(&self) -> &StoreDir {
+        &self.store_dir
+    }
+
+    /// Has a store path provided, and held by roots in `dir` for longer than any snapshot lives.
+    pub(crate) async fn hold(&self, path: &StorePath, dir: PathBuf) -> Result<(), Error> {
+        let alone = LayerClosure {
+            closure_info: None,
+            paths: [path.clone()].into_iter().collect(),
+        };
+        let first = self.provide(alone.clone()).await?;
+        let (roots, never) = (self.realiser.roots(dir), CancellationToken::new());
+        let held = self.realiser.realise(&alone, &roots, &never).await;
+        // Deletes, which blocks.
+        tokio::task::spawn_blocking(move || drop(first)).await?;
+        held?;
+        Ok(())
+    }
+
+    /// Has the store paths of a layer provided, shared and limited as for snapshots. What had to be
+    /// fetched is held until the result is dropped; what was there may go at any time.
+    pub(crate) async fn provide(
+        &self,
+        layer: LayerClosure,
+    ) -> Result<Option<RealisedLayer>, Error> {
+        let (layer, realiser) = (Arc::new(layer), self.realiser.clone());
+        let looked_at = Arc::clone(&layer);
+        let look = move || realiser.is_present(&looked_at);
+        match tokio::task::spawn_blocking(look).await? {
+            true => Ok(None),
+            false => self.realisations.realise(&layer).await.map(Some),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     grpc::MAX_MESSAGE,
     health::Health,
+    image_service::ImageService,
     inventory::Inventories,
     metrics::{Metrics, MetricsEndpoint},
     nix_snapshotter::NixSnapshotter,
@@ -32,9 +33,6 @@ use crate::{
 /// Serves until SIGTERM or SIGINT, and then until requests in flight have ended or
 /// `shutdown_timeout` has passed.
 pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
-    if config.image_service.enable == Some(true) {
-        warn!("`image_service.enable` has no effect: this version has no CRI image service");
-    }
     // Asked for first: a signal that comes early is not missed.
     let stop = stop_signal()?;
     // The address before the root, so that a refusal leaves no root behind; but nobody can
@@ -46,6 +44,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let service = open(config)?;
     let snapshotter = service.clone();
     let inventories = Inventories::new(service.clone(), &config.root);
+    let images = (config.image_service.enable).then(|| ImageService::new(config, service.clone()));
     let metrics = Arc::new(Metrics::new(inventories.clone()));
     let endpoint = match &config.metrics.address {
         Some(address) => {
@@ -69,6 +68,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
             config,
             inventories,
         )))
+        .add_optional_service(images.clone())
         .add_service(health.service())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             let signal = stop.await;
@@ -93,10 +93,18 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         }
     };
 
+    let following_images = async {
+        match images {
+            Some(images) => images.keep_in_step().await,
+            None => std::future::pending().await,
+        }
+    };
+
     let grace = Duration::from_secs(config.shutdown_timeout);
     tokio::select! {
         ended = serving => ended.context("the gRPC server failed")?,
         never = answering_metrics => match never {},
+        never = following_images => match never {},
         () = expired(stopped, grace) => {
             warn!(seconds = grace.as_secs(), "requests in flight are abandoned: they did not end in time");
         }

@@ -1,0 +1,130 @@
+//! The CRI's image service: containerd's own, with images that Nix resolves.
+//!
+//! Kubelet asks here instead of at containerd. Calls are forwarded to containerd byte for byte, and
+//! with them methods and fields that are younger than this program. Only three are looked into:
+//!
+//! * `PullImage` of a name that Nix resolves is done here (`pull`), on an archive that is held by a
+//!   GC root of its own (`archive_roots`).
+//! * After `RemoveImage` the roots are dropped that no image needs any more (`reconcile`, which hears
+//!   of other clients' removals by containerd's events).
+//! * `ImageFsInfo` may tell kubelet of the store paths, too (`store_usage`).
+
+mod archive_roots;
+mod forward;
+mod present;
+mod pull;
+mod reconcile;
+mod reference;
+mod wire;
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use cri_api::v1::{PullImageRequest, PullImageResponse};
+use tonic::{Request, Response, Status, body::Body, server::NamedService};
+use tower::Service;
+use tracing::Instrument;
+
+use self::{
+    archive_roots::ArchiveRoots,
+    forward::{Containerd, MAX_MESSAGE},
+    pull::Puller,
+    reconcile::Reconciler,
+    reference::NixReference,
+};
+use crate::{calls::about, config::Config, nix_snapshotter::NixSnapshotter};
+
+/// The namespace of containerd in which the CRI has everything.
+const KUBERNETES: &str = "k8s.io";
+
+/// The service. Its copies are one.
+#[derive(Clone)]
+pub(crate) struct ImageService {
+    containerd: Containerd,
+    puller: Arc<Puller>,
+    reconciler: Arc<Reconciler>,
+}
+
+impl ImageService {
+    /// A service that has not connected to containerd yet.
+    pub(crate) fn new(config: &Config, snapshotter: NixSnapshotter) -> Self {
+        let options = &config.image_service;
+        let containerd = Containerd::new(&options.containerd_address);
+        let roots = Arc::new(ArchiveRoots::new(&config.root, snapshotter.clone()));
+        Self {
+            puller: Arc::new(Puller::new(
+                containerd.clone(),
+                snapshotter,
+                Arc::clone(&roots),
+                options.snapshotter.clone(),
+            )),
+            reconciler: Arc::new(Reconciler::new(containerd.clone(), roots)),
+            containerd,
+        }
+    }
+
+    /// Keeps the roots of archives in step with the images of containerd, for ever.
+    pub(crate) async fn keep_in_step(&self) -> Infallible {
+        self.reconciler.run().await
+    }
+
+    /// Answers a call.
+    async fn answer(self, request: http::Request<Body>) -> http::Response<Body> {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        match method {
+            "PullImage" => self.pull_image(request).await,
+            "RemoveImage" => {
+                let response = self.containerd.forward(request).await;
+                self.reconciler.reconcile_soon();
+                response
+            }
+            _ => self.containerd.forward(request).await,
+        }
+    }
+
+    async fn pull_image(self, request: http::Request<Body>) -> http::Response<Body> {
+        let (request, message) = match wire::peek::<PullImageRequest>(request, MAX_MESSAGE).await {
+            Ok(peeked) => peeked,
+            Err(status) => return status.into_http(),
+        };
+        let spec = message.and_then(|message| message.image);
+        let image = spec.as_ref().map_or("", |spec| &spec.image);
+        about(&[("image", image)]);
+        if !NixReference::is_one(image) {
+            return self.containerd.forward(request).await;
+        }
+        let puller = Arc::clone(&self.puller);
+        let pull = move |request: Request<PullImageRequest>| {
+            let puller = Arc::clone(&puller);
+            async move {
+                let spec = request.into_inner().image.unwrap_or_default();
+                let image_ref = puller.pull(&spec).await?;
+                Ok::<_, Status>(Response::new(PullImageResponse { image_ref }))
+            }
+        };
+        wire::unary(pull, request).await
+    }
+}
+
+impl NamedService for ImageService {
+    const NAME: &'static str = "runtime.v1.ImageService";
+}
+
+impl Service<http::Request<Body>> for ImageService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let answer = self.clone().answer(request);
+        Box::pin(async move { Ok(answer.in_current_span().await) })
+    }
+}

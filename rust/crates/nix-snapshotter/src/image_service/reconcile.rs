@@ -1,0 +1,127 @@
+//! The roots of archives follow the images of containerd: whoever removes one, and whatever happens
+//! while one of the two is down.
+
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+
+use containerd_client::services::v1::{SubscribeRequest, events_client::EventsClient};
+use nix_store::StorePath;
+use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tracing::{debug, info, warn};
+
+use super::{
+    KUBERNETES, archive_roots::ArchiveRoots, forward::Containerd, reference::NixReference,
+};
+use crate::error::{Error, chain};
+
+/// What containerd tells of removed images (`core/metadata`), as a filter of its events.
+const REMOVALS: &str = r#"topic=="/images/delete""#;
+
+/// How long to wait before containerd is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// How long to wait for the other names of an image to go, too.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Compares the two.
+pub(super) struct Reconciler {
+    containerd: Containerd,
+    roots: Arc<ArchiveRoots>,
+    wanted: Notify,
+}
+
+impl Reconciler {
+    pub(super) fn new(containerd: Containerd, roots: Arc<ArchiveRoots>) -> Self {
+        Self {
+            containerd,
+            roots,
+            wanted: Notify::new(),
+        }
+    }
+
+    /// Has it done at the next opportunity.
+    pub(super) fn reconcile_soon(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Does it at first, after each removal, and whenever containerd has come back; for ever.
+    pub(super) async fn run(&self) -> Infallible {
+        loop {
+            if let Err(error) = self.follow().await {
+                debug!(
+                    error = chain(&error),
+                    "containerd's images are not followed for now"
+                );
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Until containerd goes away.
+    async fn follow(&self) -> Result<(), Error> {
+        let subscribe = SubscribeRequest {
+            filters: vec![REMOVALS.to_owned()],
+        };
+        let mut client = EventsClient::new(self.containerd.channel());
+        let refused = |status| Error::Cri {
+            operation: "tell of its images",
+            socket: self.containerd.socket().to_owned(),
+            status: Box::new(status),
+        };
+        let events = client.subscribe(subscribe).await;
+        let mut events = events.map_err(refused)?.into_inner();
+        // What was removed before shows in the list, and what is removed from now on is heard of.
+        self.reconcile().await?;
+        loop {
+            tokio::select! {
+                () = self.wanted.notified() => {}
+                event = events.message() => match event.map_err(refused)? {
+                    None => return Ok(()),
+                    Some(event) if event.namespace != KUBERNETES => continue,
+                    Some(_) => {}
+                },
+            }
+            sleep(SETTLE).await;
+            self.reconcile().await?;
+        }
+    }
+
+    /// Drops the roots that no image needs, and makes those that are missing.
+    async fn reconcile(&self) -> Result<(), Error> {
+        let roots = Arc::clone(&self.roots);
+        let held = spawn_blocking(move || roots.list()).await??;
+        let named = self.named().await?;
+        for path in held.symmetric_difference(&named) {
+            // A pull that is under way sees to it itself.
+            let Some(archive) = self.roots.try_archive(path) else {
+                continue;
+            };
+            // It may have ended since the images were listed.
+            if !self.named().await?.contains(path) {
+                archive.release().await?;
+                info!(archive = %path, "released: no image is left of it");
+            } else if path.as_path().symlink_metadata().is_ok() {
+                archive.hold().await?;
+                info!(archive = %path, "held again: an image comes from it");
+            } else {
+                warn!(archive = %path, "an image comes from an archive that is gone from the store: its next pull fetches it");
+            }
+        }
+        Ok(())
+    }
+
+    /// The archives that images come from.
+    async fn named(&self) -> Result<BTreeSet<StorePath>, Error> {
+        let containerd = image_loader::Containerd::over(self.containerd.channel(), KUBERNETES)?;
+        let images = containerd.list_images().await?;
+        let store_dir = self.roots.store_dir();
+        let archive = |name: &str| {
+            let is_ours = NixReference::is_one(name);
+            let parsed = is_ours.then(|| NixReference::parse(name, store_dir).ok());
+            parsed.flatten().map(|name| name.archive)
+        };
+        Ok(images
+            .iter()
+            .filter_map(|image| archive(&image.name))
+            .collect())
+    }
+}
