@@ -3,7 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use tonic::{Status, transport::Channel};
+use http::uri::PathAndQuery;
+use tonic::{Request, Status, client::Grpc, transport::Channel};
+use tonic_prost::ProstCodec;
 
 use crate::{
     host::unique,
@@ -15,10 +17,10 @@ use cri_api::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest,
     ImageFsInfoRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListImagesRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopPodSandboxRequest, image_service_client::ImageServiceClient,
-    runtime_service_client::RuntimeServiceClient,
+    ListImagesRequest, ListImagesResponse, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PullImageRequest, RemoveImageRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 
 /// How long the CRI may take to look at all images after containerd has begun to listen.
@@ -83,6 +85,56 @@ impl Cri {
         };
         ensure!(found.size > 0 && !found.id.is_empty(), "{found:?}");
         Ok(Some(found.id))
+    }
+
+    /// Pulls an image and gives what names it from then on.
+    ///
+    /// # Errors
+    /// The status of PullImage.
+    pub fn pull(&self, image: &str) -> Result<String, Status> {
+        let request = PullImageRequest { image: spec(image) };
+        let answer = runtime::wait(self.image_service().pull_image(request))?;
+        Ok(answer.into_inner().image_ref)
+    }
+
+    /// Begins to pull images, all at once, and gives up waiting for them after a while.
+    pub fn pull_at_once(
+        &self,
+        images: &[&str],
+        patience: Duration,
+    ) -> Vec<Option<Result<String, Status>>> {
+        let pulls: Vec<_> = images
+            .iter()
+            .map(|image| {
+                let request = PullImageRequest { image: spec(image) };
+                let mut client = self.image_service();
+                runtime::spawn(async move {
+                    let pull = client.pull_image(request);
+                    let answer = tokio::time::timeout(patience, pull).await.ok()?;
+                    Some(answer.map(|answer| answer.into_inner().image_ref))
+                })
+            })
+            .collect();
+        let ended = pulls
+            .into_iter()
+            .map(|pull| runtime::wait(pull).ok().flatten());
+        ended.collect()
+    }
+
+    /// Calls a method of the image service that there is not.
+    ///
+    /// # Errors
+    /// The status.
+    pub fn no_such_method(&self) -> Result<(), Status> {
+        let mut client = Grpc::new(self.channel.clone());
+        let path = PathAndQuery::from_static("/runtime.v1.ImageService/NoSuchMethod");
+        let codec = ProstCodec::<ListImagesRequest, ListImagesResponse>::default();
+        runtime::wait(async {
+            let ready = client.ready().await;
+            ready.map_err(|error| Status::unavailable(error.to_string()))?;
+            let request = Request::new(ListImagesRequest {});
+            client.unary(request, path, codec).await.map(|_| ())
+        })
     }
 
     /// Removes an image with all its names, as kubelet does.

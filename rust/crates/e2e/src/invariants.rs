@@ -182,6 +182,8 @@ fn check_root(daemon: &Daemon) -> Result<()> {
     for file in daemon.config().metadata()? {
         others.remove(&*file.file_name().unwrap_or_default().to_string_lossy());
     }
+    // It is made for the first image that Nix resolves.
+    others.remove("images");
     ensure!(
         others.iter().eq(["gcroots", "lock", "snapshots"]),
         "in the root: {others:?}"

@@ -1,14 +1,14 @@
 //! The CRI on top of the daemon: which images it knows, whoever goes and comes back, and images with
 //! volumes.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
     containerd::{Config, Containerd, NIX},
     cri::Cri,
     daemon::{self, Daemon},
-    host::{Host, test, unmount_below},
+    host::{Host, test, unique, unmount_below},
     image::{Image, Layer},
     node::{BUSYBOX, busybox_image, busybox_layer, reference},
     process::{SETTLE, poll, succeed, when},
@@ -17,18 +17,32 @@ use e2e::{
 use serde_json::json;
 
 /// A node of a cluster: the daemon, a containerd with the CRI on it, and an image for pods.
-struct Node {
-    containerd: Containerd,
-    daemon: Daemon,
-    cri: Cri,
+pub(crate) struct Node {
+    pub(crate) containerd: Containerd,
+    pub(crate) daemon: Daemon,
+    pub(crate) cri: Cri,
 }
 
 impl Node {
     fn start(host: &Host, configure: impl FnOnce(Config) -> Config) -> Result<Self> {
+        let daemon = daemon::Config::new(host, &unique("daemon"));
+        Self::start_with(host, &daemon, configure)
+    }
+
+    /// Starts it with a daemon of this configuration.
+    pub(crate) fn start_with(
+        host: &Host,
+        daemon: &daemon::Config,
+        configure: impl FnOnce(Config) -> Config,
+    ) -> Result<Self> {
         let pause = reference("pause");
-        let daemon = Daemon::start(&daemon::Config::new(host, &e2e::host::unique("daemon")))?;
+        // Where its socket is, containerd says when it runs.
+        let socket = host.dir().join(unique("containerd-socket"));
+        let line = format!("image_service.containerd_address = {socket:?}");
+        let daemon = Daemon::start(&daemon.clone().line(line))?;
         let config = configure(Config::with_cri(&pause));
         let containerd = Containerd::start_with(host, &config, daemon.config())?;
+        symlink(containerd.socket(), &socket)?;
         let cri = Cri::connect(&containerd.socket())?;
         let archive = host.dir().join("pause");
         Image::new(&pause)

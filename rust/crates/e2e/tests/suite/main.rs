@@ -12,6 +12,7 @@ mod docker;
 mod doctor;
 mod faults;
 mod garbage;
+mod image_service;
 mod inspect;
 mod inspect_registry;
 mod interoperability;

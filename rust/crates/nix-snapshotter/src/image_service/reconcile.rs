@@ -17,7 +17,11 @@ use crate::error::{Error, chain};
 const REMOVALS: &str = r#"topic=="/images/delete""#;
 
 /// How long to wait before containerd is tried again.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often it is done without a reason: containerd does not say when it has begun to tell of
+/// removals.
+const PERIOD: Duration = Duration::from_secs(60);
 
 /// How long to wait for the other names of an image to go, too.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -46,7 +50,11 @@ impl Reconciler {
     /// Does it at first, after each removal, and whenever containerd has come back; for ever.
     pub(super) async fn run(&self) -> Infallible {
         loop {
-            if let Err(error) = self.follow().await {
+            let ended = tokio::select! {
+                ended = self.listen() => ended,
+                ended = self.work() => ended.map(|never| match never {}),
+            };
+            if let Err(error) = ended {
                 debug!(
                     error = chain(&error),
                     "containerd's images are not followed for now"
@@ -56,8 +64,19 @@ impl Reconciler {
         }
     }
 
-    /// Until containerd goes away.
-    async fn follow(&self) -> Result<(), Error> {
+    /// Does it whenever it is wanted.
+    async fn work(&self) -> Result<Infallible, Error> {
+        loop {
+            self.reconcile().await?;
+            tokio::select! {
+                () = self.wanted.notified() => sleep(SETTLE).await,
+                () = sleep(PERIOD) => {}
+            }
+        }
+    }
+
+    /// Hears of removals until containerd goes away.
+    async fn listen(&self) -> Result<(), Error> {
         let subscribe = SubscribeRequest {
             filters: vec![REMOVALS.to_owned()],
         };
@@ -69,20 +88,12 @@ impl Reconciler {
         };
         let events = client.subscribe(subscribe).await;
         let mut events = events.map_err(refused)?.into_inner();
-        // What was removed before shows in the list, and what is removed from now on is heard of.
-        self.reconcile().await?;
-        loop {
-            tokio::select! {
-                () = self.wanted.notified() => {}
-                event = events.message() => match event.map_err(refused)? {
-                    None => return Ok(()),
-                    Some(event) if event.namespace != KUBERNETES => continue,
-                    Some(_) => {}
-                },
+        while let Some(event) = events.message().await.map_err(refused)? {
+            if event.namespace == KUBERNETES {
+                self.wanted.notify_one();
             }
-            sleep(SETTLE).await;
-            self.reconcile().await?;
         }
+        Ok(())
     }
 
     /// Drops the roots that no image needs, and makes those that are missing.
