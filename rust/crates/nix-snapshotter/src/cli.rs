@@ -12,6 +12,7 @@ use crate::{
     config::{DEFAULT_FILE, Overrides},
     doctor,
     logging::LogFormat,
+    preload,
 };
 
 /// A containerd snapshotter whose layers are store paths of Nix.
@@ -78,6 +79,11 @@ pub(crate) enum Command {
     /// Looks at the kernel, the root directory, Nix, the daemon and containerd with its
     /// configuration. The exit code is 0 where everything works, and 1 where something does not.
     Doctor(doctor::Options),
+    /// Load images into containerd, before anybody asks for them.
+    ///
+    /// Waits for containerd, loads nothing twice, and says of each image what has come of it. The
+    /// exit code is 1 where one could not be loaded.
+    Preload(preload::Options),
 }
 
 impl Cli {

@@ -105,6 +105,8 @@ pub(crate) struct ImageService {
     pub(crate) containerd_address: PathBuf,
     /// The name that this daemon has among containerd's proxy plugins.
     pub(crate) snapshotter: String,
+    /// Add the bytes of store paths to what kubelet hears of the file system of images.
+    pub(crate) count_store_paths: bool,
 }
 
 impl Default for Config {
@@ -136,6 +138,7 @@ impl Default for ImageService {
             enable: true,
             containerd_address: "/run/containerd/containerd.sock".into(),
             snapshotter: "nix".to_owned(),
+            count_store_paths: false,
         }
     }
 }

@@ -104,8 +104,8 @@ fn count_links(dir: &Path) -> io::Result<(u64, u64)> {
     Ok((layers, links))
 }
 
-/// None for a directory that has just been deleted.
-fn entries(dir: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+/// The entries of a directory; none for one that does not exist, or has just been deleted.
+pub(crate) fn entries(dir: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     match fs::read_dir(dir) {
         Ok(entries) => Ok(Some(entries).into_iter().flatten()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),

@@ -10,7 +10,8 @@
 //! * [`nix_snapshotter`]: what a call means where a layer names store paths.
 //! * [`realisations`]: who shares a realisation, and who has to wait.
 //! * [`mounts`], [`store_view`]: which mounts come of it, and what they stand on.
-//! * [`image_service`]: the CRI's image service, which kubelet asks.
+//! * [`image_service`]: the CRI's image service, which kubelet asks; [`preload`]: images that are
+//!   there before.
 //!
 //! Below it are `snapshots`, which knows no Nix, and `nix-store`, which knows no
 //! snapshots; `nix-image` says how labels name store paths.
@@ -29,6 +30,7 @@ mod logging;
 mod metrics;
 mod mounts;
 mod nix_snapshotter;
+mod preload;
 mod realisations;
 mod server;
 mod socket;
@@ -75,6 +77,10 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Doctor(options)) => {
             let config = Config::load(cli.config.as_deref(), cli.overrides());
             doctor::examine(config, options)
+        }
+        Some(Command::Preload(options)) => {
+            let config = Config::load(cli.config.as_deref(), cli.overrides());
+            preload::run(config, options)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Nix layers on top of plain snapshots: the order of events that a pull goes through.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use nix_image::annotations::{self, SNAPSHOT_REF};
 use nix_store::{Closure, LayerClosure, Realiser, StoreDir, StorePath};
@@ -12,6 +12,7 @@ use tracing::Span;
 use crate::{
     calls::about,
     error::Error,
+    inventory::entries,
     mounts::{StoreObject, with_store_objects},
     realisations::{RealisationStats, Realisations, RealisedLayer, UnderWay},
     store_view::{make_mount_points, store_object},
@@ -60,6 +61,38 @@ impl NixSnapshotter {
     /// The directory of the store.
     pub(crate) fn store_dir(&self) -> &StoreDir {
         &self.store_dir
+    }
+
+    /// All store paths that are held by the roots in the directories below `parents`.
+    pub(crate) async fn held_paths(
+        &self,
+        parents: Vec<PathBuf>,
+    ) -> Result<BTreeSet<StorePath>, Error> {
+        let (this, call) = (self.clone(), Span::current());
+        let list = move || {
+            let mut held = BTreeSet::new();
+            for parent in parents {
+                let fail = |source| Error::Inventory {
+                    path: parent.clone(),
+                    source,
+                };
+                for entry in entries(&parent).map_err(fail)? {
+                    // What goes meanwhile is held no more; what has just come is counted next time.
+                    let roots = this.realiser.roots(entry.map_err(fail)?.path());
+                    held.extend(roots.read().ok().flatten().unwrap_or_default());
+                }
+            }
+            Ok(held)
+        };
+        tokio::task::spawn_blocking(move || call.in_scope(list)).await?
+    }
+
+    /// The NAR sizes of store paths that are held, in bytes.
+    pub(crate) async fn nar_sizes(&self, paths: &[StorePath]) -> Result<Vec<u64>, Error> {
+        Ok(self
+            .realiser
+            .nar_sizes(paths, &CancellationToken::new())
+            .await?)
     }
 
     /// Has a store path provided, and held by roots in `dir` for longer than any snapshot lives.

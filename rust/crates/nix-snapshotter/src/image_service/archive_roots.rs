@@ -4,7 +4,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -13,10 +12,10 @@ use std::{
 use nix_store::{StoreDir, StorePath};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::{error::Error, nix_snapshotter::NixSnapshotter};
+use crate::{error::Error, inventory::entries, nix_snapshotter::NixSnapshotter};
 
 /// The directory below the daemon's root.
-const IMAGES: &str = "images";
+pub(super) const IMAGES: &str = "images";
 
 type Turn = tokio::sync::Mutex<()>;
 
@@ -88,13 +87,8 @@ impl ArchiveRoots {
             path: self.dir.clone(),
             source,
         };
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            Err(error) => return Err(fail(error)),
-        };
         let mut found = BTreeSet::new();
-        for entry in entries {
+        for entry in entries(&self.dir).map_err(fail)? {
             let name = entry.map_err(fail)?.file_name();
             let store_dir = self.snapshotter.store_dir();
             let path = name.to_str().map(|name| format!("{store_dir}/{name}"));

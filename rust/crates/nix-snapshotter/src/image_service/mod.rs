@@ -15,6 +15,7 @@ mod present;
 mod pull;
 mod reconcile;
 mod reference;
+mod store_usage;
 mod wire;
 
 use std::{
@@ -35,6 +36,7 @@ use self::{
     pull::Puller,
     reconcile::Reconciler,
     reference::NixReference,
+    store_usage::StoreUsage,
 };
 use crate::{calls::about, config::Config, nix_snapshotter::NixSnapshotter};
 
@@ -47,6 +49,8 @@ pub(crate) struct ImageService {
     containerd: Containerd,
     puller: Arc<Puller>,
     reconciler: Arc<Reconciler>,
+    /// Where kubelet is to hear of it.
+    store_usage: Option<Arc<StoreUsage>>,
 }
 
 impl ImageService {
@@ -54,6 +58,9 @@ impl ImageService {
     pub(crate) fn new(config: &Config, snapshotter: NixSnapshotter) -> Self {
         let options = &config.image_service;
         let containerd = Containerd::new(&options.containerd_address);
+        let usage = options
+            .count_store_paths
+            .then(|| StoreUsage::new(&config.root, snapshotter.clone()));
         let roots = Arc::new(ArchiveRoots::new(&config.root, snapshotter.clone()));
         Self {
             puller: Arc::new(Puller::new(
@@ -63,6 +70,7 @@ impl ImageService {
                 options.snapshotter.clone(),
             )),
             reconciler: Arc::new(Reconciler::new(containerd.clone(), roots)),
+            store_usage: usage.map(Arc::new),
             containerd,
         }
     }
@@ -81,6 +89,13 @@ impl ImageService {
                 let response = self.containerd.forward(request).await;
                 self.reconciler.reconcile_soon();
                 response
+            }
+            "ImageFsInfo" => {
+                let response = self.containerd.forward(request).await;
+                match &self.store_usage {
+                    Some(usage) => usage.add_to(response).await,
+                    None => response,
+                }
             }
             _ => self.containerd.forward(request).await,
         }
