@@ -14,7 +14,7 @@ use crate::{
 };
 
 use cri_api::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest,
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, FilesystemUsage,
     ImageFsInfoRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
     ListImagesRequest, ListImagesResponse, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
@@ -152,11 +152,26 @@ impl Cri {
     /// # Errors
     /// What the CRI says.
     pub fn image_filesystems(&self) -> Result<Vec<String>> {
+        let usages = self.image_usage()?.into_iter();
+        Ok(usages.map(|(mountpoint, _)| mountpoint).collect())
+    }
+
+    /// The directories whose file systems kubelet watches for images, and how many bytes images have
+    /// there.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn image_usage(&self) -> Result<Vec<(String, u64)>> {
         let request = ImageFsInfoRequest {};
         let answer = runtime::wait(self.image_service().image_fs_info(request))?;
         let usages = answer.into_inner().image_filesystems.into_iter();
-        let mountpoint = |usage: cri_api::v1::FilesystemUsage| Some(usage.fs_id?.mountpoint);
-        Ok(usages.filter_map(mountpoint).collect())
+        let usage = |usage: FilesystemUsage| {
+            Some((
+                usage.fs_id?.mountpoint,
+                usage.used_bytes.unwrap_or_default(),
+            ))
+        };
+        Ok(usages.filter_map(usage).collect())
     }
 
     /// Starts a pod without containers, on the network of the host.

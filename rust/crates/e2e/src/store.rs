@@ -85,6 +85,21 @@ impl Store {
         Ok(Object { path, root })
     }
 
+    /// Moves a file into the store, where its name is this.
+    ///
+    /// # Errors
+    /// What Nix says.
+    pub fn add(&self, file: &Path, name: &str) -> Result<Object> {
+        let dir = self.roots.join(unique("add"));
+        fs::create_dir(&dir)?;
+        let named = dir.join(name);
+        fs::rename(file, &named)?;
+        let mut objects =
+            self.hold(&succeed(Command::new("nix-store").arg("--add").arg(named))?)?;
+        fs::remove_dir_all(dir)?;
+        objects.pop().context("nothing was added")
+    }
+
     /// Adds this many small files to the store, which these roots hold, and gives their paths.
     ///
     /// # Errors

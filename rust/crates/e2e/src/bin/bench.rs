@@ -39,7 +39,7 @@ fn run() -> Result<()> {
     let chosen = |part: &str| part.contains(&filter);
     let (many, paths) = many()?;
     let mut table = Table::default();
-    let mut memory = Vec::new();
+    let (mut memory, mut peaks) = (Vec::new(), Vec::new());
 
     let host = Host::detect()?;
     let mut node = Node::start(&host)?;
@@ -53,6 +53,7 @@ fn run() -> Result<()> {
     }
     if chosen("push") {
         pushing::pushing(&host, &mut table)?;
+        peaks = pushing::peaks(&host)?;
     }
     if chosen("cold pull") {
         cold_pull::cold_pull(&host, &mut table)?;
@@ -81,11 +82,16 @@ fn run() -> Result<()> {
 
     println!("images of {} paths; medians of {ROUNDS}", paths.len());
     print!("{table}");
-    if !memory.is_empty() {
-        println!("\nresident memory of the daemon");
-    }
-    for (when, kib) in memory {
-        println!("  {when:<38}{:>10}", mebibytes(kib));
+    for (what, figures) in [
+        ("resident memory of the daemon", memory),
+        ("most resident memory of nix2container", peaks),
+    ] {
+        if !figures.is_empty() {
+            println!("\n{what}");
+        }
+        for (when, kib) in figures {
+            println!("  {when:<38}{:>10}", mebibytes(kib));
+        }
     }
     Ok(())
 }

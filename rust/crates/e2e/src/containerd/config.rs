@@ -23,6 +23,7 @@ pub struct Config {
 struct Cri {
     pause_image: String,
     ignore_image_volumes: bool,
+    snapshotter: &'static str,
 }
 
 impl Default for Config {
@@ -47,6 +48,7 @@ impl Config {
             cri: Some(Cri {
                 pause_image: pause_image.to_owned(),
                 ignore_image_volumes: false,
+                snapshotter: NIX,
             }),
             ..Self::default()
         }
@@ -57,6 +59,15 @@ impl Config {
     pub fn ignoring_image_volumes(mut self) -> Self {
         if let Some(cri) = &mut self.cri {
             cri.ignore_image_volumes = true;
+        }
+        self
+    }
+
+    /// Has the CRI use containerd's own snapshotter.
+    #[must_use]
+    pub fn other_default_snapshotter(mut self) -> Self {
+        if let Some(cri) = &mut self.cri {
+            cri.snapshotter = OVERLAYFS;
         }
         self
     }
@@ -155,6 +166,7 @@ impl Cri {
         let Self {
             pause_image,
             ignore_image_volumes,
+            snapshotter,
         } = self;
         let cni = dir.join("cni");
         if version < 3 {
@@ -167,7 +179,7 @@ impl Cri {
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = {cni:?}
   [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "nix"
+    snapshotter = {snapshotter:?}
     disable_snapshot_annotations = false
     # Without a table of runtimes containerd 2.x overlooks the snapshotter (`plugins/cri/images`).
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
@@ -178,7 +190,7 @@ impl Cri {
         format!(
             r#"
 [plugins."io.containerd.cri.v1.images"]
-  snapshotter = "nix"
+  snapshotter = {snapshotter:?}
   disable_snapshot_annotations = false
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = {pause_image:?}

@@ -6,7 +6,7 @@
 //! * [`cold_pull`]: what pulling costs over fetching.
 //! * [`disk`]: what a sync costs, on which other figures depend.
 //! * [`images`]: what the size of a closure costs.
-//! * [`pushing`]: how fast a large layer goes to a registry.
+//! * [`pushing`]: what a large layer costs.
 //! * [`snapshots`]: how fast a snapshotter is, and how small the daemon stays.
 //! * [`table`]: medians, and what they are compared with.
 

@@ -23,6 +23,7 @@ mod multi_user;
 mod observability;
 mod order;
 mod overlay;
+mod preload;
 mod push;
 mod push_elsewhere;
 mod push_failures;

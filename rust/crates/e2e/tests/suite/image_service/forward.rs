@@ -1,0 +1,76 @@
+//! What goes on to containerd.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use e2e::{host::test, snapshots::says};
+use tonic::Code;
+
+use super::{Cluster, archive, image};
+
+#[test]
+fn without_containerd_callers_hear_so_at_once_and_afterwards_all_is_well() {
+    test(|host| {
+        let cluster = Cluster::start(host)?;
+        let archive = archive(host, &[])?;
+        cluster.node.containerd.stop();
+        let begun = Instant::now();
+        let status = cluster
+            .images
+            .pull(&image(&archive))
+            .err()
+            .context("a pull")?;
+        ensure!(status.code() == Code::Unavailable, "{status:?}");
+        let status = cluster
+            .images
+            .pull("docker.io/library/a")
+            .err()
+            .context("a pull")?;
+        ensure!(status.code() == Code::Unavailable, "{status:?}");
+        says(
+            status.message(),
+            &["containerd cannot be reached", "containerd_address"],
+        )?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begun.elapsed()
+        );
+        ensure!(cluster.held()?.is_empty());
+        cluster.node.containerd.restart()?;
+        cluster.images.wait()?;
+        cluster.images.pull(&image(&archive))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn calls_that_are_not_ours_are_those_of_containerd() {
+    test(|host| {
+        let cluster = Cluster::start(host)?;
+        let (ours, theirs) = (&cluster.images, &cluster.node.cri);
+        ensure!(ours.images()? == theirs.images()?);
+        ensure!(ours.image_filesystems()? == theirs.image_filesystems()?);
+        for image in cluster.node.cri.images()? {
+            ensure!(ours.image_id(&image)? == theirs.image_id(&image)?);
+        }
+        // What containerd refuses it refuses in the same words.
+        let image = "127.0.0.1:1/a:v1";
+        let (said, expected) = (ours.pull(image).err(), theirs.pull(image).err());
+        let (said, expected) = (said.context("a pull")?, expected.context("a pull")?);
+        ensure!(said.code() == expected.code(), "{said:?} {expected:?}");
+        ensure!(
+            said.message() == expected.message(),
+            "{said:?} {expected:?}"
+        );
+        // So it does what no version of the CRI has.
+        let said = ours.no_such_method().err().context("an answer")?;
+        let expected = theirs.no_such_method().err().context("an answer")?;
+        ensure!(said.code() == Code::Unimplemented, "{said:?}");
+        ensure!(
+            said.message() == expected.message(),
+            "{said:?} {expected:?}"
+        );
+        Ok(())
+    });
+}

@@ -1,0 +1,150 @@
+//! Pulls of images that Nix resolves.
+
+use anyhow::{Context, bail, ensure};
+use e2e::{
+    containerd::Config,
+    host::test,
+    process::SETTLE,
+    snapshots::says,
+    store::{self, Store},
+};
+use tonic::Code;
+
+use super::{Cluster, archive, image};
+
+#[test]
+fn an_image_is_pulled_by_its_store_path_runs_and_goes() {
+    test(|host| {
+        for format in Config::formats()? {
+            let cluster =
+                Cluster::start_with(host, |daemon| daemon, |config| config.format(format))?;
+            let (cri, containerd) = (&cluster.node.cri, &cluster.node.containerd);
+            for flags in [&[][..], &["--annotations", "per-path"]] {
+                let archive = archive(host, flags)?;
+                let image = image(&archive);
+                ensure!(cluster.images.image_id(&image)?.is_none());
+                let id = cluster.images.pull(&image)?;
+                ensure!(id.starts_with("sha256:"), "{id}");
+                // From now on containerd's own CRI has it, by both names.
+                for name in [&image, &id] {
+                    ensure!(cri.image_id(name)?.as_ref() == Some(&id), "{name}");
+                }
+                archive.release()?;
+                store::collect_garbage()?;
+                ensure!(archive.exists(), "the archive was collected");
+
+                let pod = cri.run_pod()?;
+                let hello = format!("{}/bin/hello", host.fixture("hello")?);
+                let container = pod.create_container(&id, &[&hello], &[])?;
+                pod.start_container(&container)?;
+                pod.remove()?;
+
+                // Kubelet removes images by their identifiers.
+                cluster.images.remove_image(&id)?;
+                ensure!(cri.image_id(&image)?.is_none());
+                cluster.keeps_nothing()?;
+                ensure!(!containerd.images()?.contains(&image));
+                store::collect_garbage()?;
+                ensure!(!archive.exists(), "the archive is held still");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn pods_that_start_at_once_have_the_image_imported_once() {
+    test(|host| {
+        let cluster = Cluster::start(host)?;
+        let archive = archive(host, &[])?;
+        let image = image(&archive);
+        let pulls = cluster.images.pull_at_once(&[&*image; 10], SETTLE);
+        let mut ids = Vec::new();
+        for pull in pulls {
+            ids.push(pull.context("a pull that does not end")??);
+        }
+        ids.dedup();
+        ensure!(ids.len() == 1, "{ids:?}");
+        let log = cluster.node.daemon.log();
+        let told = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+        ensure!(told("the image is there already") == 9, "{log}");
+        // Pulled again, as `imagePullPolicy: Always` has it.
+        ensure!(cluster.images.pull(&image)? == ids[0]);
+        // With another name that means the same archive: one image with two names.
+        let by_digest = cluster
+            .node
+            .containerd
+            .image_digest(&format!("{image}:latest"))?;
+        let digest = by_digest.context("no digest")?;
+        ensure!(cluster.images.pull(&format!("{image}@{digest}"))? == ids[0]);
+        ensure!(cluster.held()?.len() == 1);
+        cluster.images.remove_image(&ids[0])?;
+        cluster.keeps_nothing()
+    });
+}
+
+#[test]
+fn what_cannot_be_pulled_is_said_and_leaves_nothing() {
+    test(|host| {
+        let cluster = Cluster::start(host)?;
+        let named = archive(host, &[])?;
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let store = Store::new(host)?;
+        let directory = store.build("directory", "$busybox mkdir $out", &[])?;
+        let text = store.build("text", "echo no archive > $out", &[])?;
+        let foreign = archive(host, &["--platform", "linux/s390x"])?;
+        let nobodys = "/nix/store/00000000000000000000000000000000-nobody-has-this";
+        for (image, code, words) in [
+            (
+                "nix:0/etc/passwd".to_owned(),
+                Code::InvalidArgument,
+                &["/nix/store"][..],
+            ),
+            (
+                format!("{}/inside", image(&named)),
+                Code::InvalidArgument,
+                &["inside"],
+            ),
+            (
+                format!("nix:0{}", directory.path()),
+                Code::InvalidArgument,
+                &["directory"],
+            ),
+            (
+                format!("nix:0{}", text.path()),
+                Code::InvalidArgument,
+                &[text.path()],
+            ),
+            (image(&foreign), Code::InvalidArgument, &["linux/s390x"]),
+            (
+                format!("nix:0{nobodys}"),
+                Code::FailedPrecondition,
+                &[nobodys],
+            ),
+            (
+                format!("{}@{digest}", image(&named)),
+                Code::InvalidArgument,
+                &["sha256:", "write that"],
+            ),
+            (
+                format!("{}:v2", image(&named)),
+                Code::InvalidArgument,
+                &["the tag latest"],
+            ),
+            (
+                "nix:0/nix/store/Upper".to_owned(),
+                Code::InvalidArgument,
+                &["rename"],
+            ),
+        ] {
+            let status = match cluster.images.pull(&image) {
+                Ok(id) => bail!("{image} is {id}"),
+                Err(status) => status,
+            };
+            ensure!(status.code() == code, "{image}: {status:?}");
+            says(status.message(), words).with_context(|| image.clone())?;
+            ensure!(cluster.held()?.is_empty(), "{image}: {:?}", cluster.held());
+        }
+        cluster.keeps_nothing()
+    });
+}

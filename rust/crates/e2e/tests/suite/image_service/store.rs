@@ -1,0 +1,167 @@
+//! Pulls of what the store does not have yet, and what kubelet hears of the store.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{
+    cache::{Cache, Fault, Part},
+    closure::{Closure, FORMATS},
+    containerd::Config,
+    host::{Host, test},
+    invariants,
+    node::{busybox_image, reference},
+    process::{SETTLE, children, poll, when},
+    snapshots::says,
+    store::{Object, Store, collect_garbage, evict},
+};
+use tonic::Code;
+
+use super::{Cluster, archive, image};
+
+/// An archive and the closure of its layer, which are in a cache and not in the store.
+fn away(host: &Host, cache: &Cache, closure: &Closure) -> Result<Vec<Object>> {
+    let file = busybox_image(host, &reference("away"), [closure.layer()?])?;
+    let archive = [Store::new(host)?.add(&file, "nix-image-away.tar")?];
+    cache.add(&archive, Some(cache.key()))?;
+    cache.add(closure.objects(), Some(cache.key()))?;
+    evict(&archive)?;
+    evict(closure.objects())?;
+    Ok(archive.into())
+}
+
+#[test]
+fn archive_and_contents_come_from_a_cache() {
+    test(|host| {
+        for format in FORMATS {
+            let cache = Cache::start(host)?;
+            let closure = Closure::build(&Store::new(host)?, format, 100_000)?;
+            let archive = &away(host, &cache, &closure)?[0];
+            let cluster = Cluster::start_with(
+                host,
+                |daemon| cache.substituter_of(daemon, &[]),
+                |config| config,
+            )?;
+            let id = cluster.images.pull(&image(archive))?;
+            ensure!(archive.exists());
+            collect_garbage()?;
+            closure.is_here()?;
+
+            let pod = cluster.node.cri.run_pod()?;
+            let program = closure.program();
+            let container = pod.create_container(&id, &[&program, "sleep", "1000"], &[])?;
+            pod.start_container(&container)?;
+            pod.exec(&container, &[&program, "true"])?;
+            pod.remove()?;
+
+            cluster.images.remove_image(&id)?;
+            cluster.keeps_nothing()?;
+            collect_garbage()?;
+            ensure!(!archive.exists(), "the archive is left");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pull_that_nobody_waits_for_any_more_leaves_nothing() {
+    test(|host| {
+        let cache = Cache::start(host)?;
+        let closure = Closure::build(&Store::new(host)?, FORMATS[0], 100_000)?;
+        let archive = &away(host, &cache, &closure)?[0];
+        let cluster = Cluster::start_with(
+            host,
+            |daemon| cache.substituter_of(daemon, &[]),
+            |config| config,
+        )?;
+        let image = image(archive);
+        let slow = Fault::Slow {
+            bytes_per_second: 1000,
+        };
+        cache.fault(Part::Nars, Some(slow));
+        let given_up = cluster
+            .images
+            .pull_at_once(&[&image], Duration::from_millis(500));
+        ensure!(given_up.iter().all(Option::is_none), "{given_up:?}");
+        poll("the end of Nix", SETTLE, || {
+            Ok(when(children(cluster.node.daemon.pid())?.is_empty()))
+        })?;
+        ensure!(cache.take_requests(Part::Nars) > 0, "nothing was under way");
+        cluster.keeps_nothing()?;
+        cache.fault(Part::Nars, None);
+        cluster.images.pull(&image)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn kubelet_hears_of_the_store_where_it_is_told_to() {
+    test(|host| {
+        let cluster = Cluster::start_with(
+            host,
+            |daemon| daemon.line("image_service.count_store_paths = true"),
+            |config| config,
+        )?;
+        let used = |cri: &e2e::cri::Cri| -> Result<u64> {
+            let (_, used) = cri.image_usage()?.into_iter().next().context("nothing")?;
+            Ok(used)
+        };
+        let archive = archive(host, &[])?;
+        cluster.images.pull(&image(&archive))?;
+        // What containerd counts comes every ten seconds, and ours may be older.
+        let size = fs::metadata(archive.path())?.len() + 1_000_000;
+        poll("the bytes of the store", Duration::from_secs(60), || {
+            let (ours, theirs) = (used(&cluster.images)?, used(&cluster.node.cri)?);
+            Ok(when(ours > theirs + size))
+        })?;
+        let (ours, theirs) = (
+            cluster.images.image_filesystems()?,
+            cluster.node.cri.image_filesystems()?,
+        );
+        ensure!(ours == theirs, "{ours:?} {theirs:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_containerd_with_another_default_is_told_of() {
+    test(|host| {
+        for format in Config::formats()? {
+            let cluster = Cluster::start_with(
+                host,
+                |daemon| daemon,
+                |config| config.format(format).other_default_snapshotter(),
+            )?;
+            let archive = archive(host, &[])?;
+            let status = match cluster.images.pull(&image(&archive)) {
+                Ok(id) => bail!("pulled {id}"),
+                Err(status) => status,
+            };
+            ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
+            says(status.message(), &["overlayfs", "snapshotter = \"nix\""])?;
+            ensure!(cluster.held()?.is_empty());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_containerd_without_the_plugin_is_told_of() {
+    test(|host| {
+        let cluster = Cluster::start_with(
+            host,
+            |daemon| daemon.line("image_service.snapshotter = \"unheard-of\""),
+            Config::other_default_snapshotter,
+        )?;
+        let archive = archive(host, &[])?;
+        let status = cluster
+            .images
+            .pull(&image(&archive))
+            .err()
+            .context("a pull")?;
+        ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
+        says(status.message(), &["unheard-of"])?;
+        invariants::check(&cluster.node.daemon)?;
+        ensure!(cluster.held()?.is_empty());
+        Ok(())
+    });
+}
