@@ -95,6 +95,11 @@ impl Containerd {
         fs::create_dir_all(containerd.temporary())?;
         let file = config.file(&containerd.dir, &containerd.socket(), daemon.address());
         fs::write(containerd.config_file(), edit(file))?;
+        if let Some(network) = config.network(&containerd.dir) {
+            let networks = containerd.dir.join(config::NETWORKS);
+            fs::create_dir(&networks)?;
+            fs::write(networks.join("10-e2e.conflist"), network)?;
+        }
         containerd.spawn()?;
         // containerd's collector, which runs soon after the start, closes the streams of
         // a namespace that has nothing in it yet (`plugins/streaming`).

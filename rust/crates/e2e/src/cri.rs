@@ -18,8 +18,9 @@ use cri_api::v1::{
     ImageFsInfoRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
     ListImagesRequest, ListImagesResponse, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PullImageRequest, RemoveImageRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+    PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, Protocol, PullImageRequest,
+    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
     image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 
@@ -121,6 +122,16 @@ impl Cri {
         ended.collect()
     }
 
+    /// Whether kubelet leaves an image alone when it makes room.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn is_pinned(&self, image: &str) -> Result<bool> {
+        let request = ImageStatusRequest { image: spec(image) };
+        let answer = runtime::wait(self.image_service().image_status(request))?;
+        Ok(answer.into_inner().image.is_some_and(|image| image.pinned))
+    }
+
     /// Calls a method of the image service that there is not.
     ///
     /// # Errors
@@ -179,13 +190,36 @@ impl Cri {
     /// # Errors
     /// What the CRI says.
     pub fn run_pod(&self) -> Result<Pod<'_>> {
+        self.run_sandbox(NamespaceMode::Node, PodSandboxConfig::default())
+    }
+
+    /// Starts a pod with a network of its own. A port of the host leads to one of the pod, and the
+    /// logs of its containers are in this directory.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn run_pod_with_port(&self, logs: &Path, host: u16, pod: u16) -> Result<Pod<'_>> {
+        let mapping = PortMapping {
+            protocol: Protocol::Tcp.into(),
+            container_port: pod.into(),
+            host_port: host.into(),
+        };
+        let config = PodSandboxConfig {
+            log_directory: logs.display().to_string(),
+            port_mappings: vec![mapping],
+            ..PodSandboxConfig::default()
+        };
+        self.run_sandbox(NamespaceMode::Pod, config)
+    }
+
+    fn run_sandbox(&self, network: NamespaceMode, config: PodSandboxConfig) -> Result<Pod<'_>> {
         let metadata = PodSandboxMetadata {
             name: unique("pod"),
             uid: unique("uid"),
             namespace: "default".to_owned(),
         };
         let security_context = LinuxSandboxSecurityContext {
-            namespace_options: Some(namespaces()),
+            namespace_options: Some(namespaces(network)),
         };
         let linux = LinuxPodSandboxConfig {
             security_context: Some(security_context),
@@ -193,6 +227,7 @@ impl Cri {
         let config = PodSandboxConfig {
             metadata: Some(metadata),
             linux: Some(linux),
+            ..config
         };
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
@@ -202,6 +237,7 @@ impl Cri {
         Ok(Pod {
             cri: self,
             id: answer.into_inner().pod_sandbox_id,
+            network,
             config,
         })
     }
@@ -214,9 +250,9 @@ fn spec(image: &str) -> Option<ImageSpec> {
     })
 }
 
-fn namespaces() -> NamespaceOption {
+fn namespaces(network: NamespaceMode) -> NamespaceOption {
     NamespaceOption {
-        network: NamespaceMode::Node.into(),
+        network: network.into(),
         pid: NamespaceMode::Container.into(),
         ipc: NamespaceMode::Node.into(),
     }
@@ -227,6 +263,7 @@ fn namespaces() -> NamespaceOption {
 pub struct Pod<'a> {
     cri: &'a Cri,
     id: String,
+    network: NamespaceMode,
     config: PodSandboxConfig,
 }
 
@@ -243,16 +280,16 @@ impl Pod<'_> {
         volumes: &[(&Path, &str)],
     ) -> Result<String, Status> {
         let security_context = LinuxContainerSecurityContext {
-            namespace_options: Some(namespaces()),
+            namespace_options: Some(namespaces(self.network)),
         };
         let mount = |(host_path, container_path): &(&Path, &str)| Mount {
             container_path: (*container_path).to_owned(),
             host_path: host_path.display().to_string(),
         };
+        let name = unique("container");
         let config = ContainerConfig {
-            metadata: Some(ContainerMetadata {
-                name: unique("container"),
-            }),
+            log_path: format!("{name}.log"),
+            metadata: Some(ContainerMetadata { name }),
             image: spec(image),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             mounts: volumes.iter().map(mount).collect(),
@@ -294,6 +331,35 @@ impl Pod<'_> {
         let stderr = String::from_utf8_lossy(&answer.stderr);
         ensure!(answer.exit_code == 0, "{}: {stderr}", answer.exit_code);
         Ok(String::from_utf8(answer.stdout)?)
+    }
+
+    /// The address of the pod in its network.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn ip(&self) -> Result<String> {
+        let pod_sandbox_id = self.id.clone();
+        let request = PodSandboxStatusRequest { pod_sandbox_id };
+        let answer = runtime::wait(self.cri.runtime_service().pod_sandbox_status(request))?;
+        let network = answer.into_inner().status.and_then(|status| status.network);
+        Ok(network.context("a pod without a network")?.ip)
+    }
+
+    /// Stops and removes a container.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn remove_container(&self, id: &str) -> Result<()> {
+        let mut client = self.cri.runtime_service();
+        let (container_id, timeout) = (id.to_owned(), 10);
+        let stop = StopContainerRequest {
+            container_id,
+            timeout,
+        };
+        runtime::wait(client.stop_container(stop))?;
+        let container_id = id.to_owned();
+        runtime::wait(client.remove_container(RemoveContainerRequest { container_id }))?;
+        Ok(())
     }
 
     /// Stops and removes the pod with its containers.

@@ -2,7 +2,7 @@
 //!
 //! `make bench` runs it in the sandbox. `NIX_SNAPSHOTTER_MANY` names a closure-info of
 //! a thousand paths, `NIX_SNAPSHOTTER_DISK` a directory that is not in memory, and `FILTER` one of
-//! the parts: images, push, cold pull, cycles in memory, many snapshots, cycles on disk.
+//! the parts: images, push, cold pull, image service, cycles in memory, many snapshots, cycles on disk.
 
 use std::{
     env, fs,
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     host::Host,
-    measure::{ROUNDS, Table, cold_pull, disk, images, pushing, snapshots},
+    measure::{ROUNDS, Table, cold_pull, disk, image_service, images, pushing, snapshots},
     node::Node,
 };
 
@@ -57,6 +57,10 @@ fn run() -> Result<()> {
     }
     if chosen("cold pull") {
         cold_pull::cold_pull(&host, &mut table)?;
+    }
+    if chosen("image service") {
+        image_service::pulling(&host, &mut table)?;
+        image_service::forwarding(&host, &mut table)?;
     }
     if chosen("cycles in memory") {
         snapshots::cycling(&node.containerd, "in memory", &mut table)?;

@@ -3,12 +3,19 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use super::{NIX, OVERLAYFS};
 use crate::{image::architecture, process::succeed};
 
 /// The namespace in which the CRI has everything.
 const KUBERNETES: &str = "k8s.io";
+
+/// The directory of networks, in that of containerd.
+pub(super) const NETWORKS: &str = "cni";
+
+/// Where Debian has the plugins for networks.
+const PLUGINS: &str = "/usr/lib/cni";
 
 /// How a containerd is set up.
 #[derive(Clone, Debug)]
@@ -24,6 +31,7 @@ struct Cri {
     pause_image: String,
     ignore_image_volumes: bool,
     snapshotter: &'static str,
+    has_network: bool,
 }
 
 impl Default for Config {
@@ -49,6 +57,7 @@ impl Config {
                 pause_image: pause_image.to_owned(),
                 ignore_image_volumes: false,
                 snapshotter: NIX,
+                has_network: false,
             }),
             ..Self::default()
         }
@@ -61,6 +70,40 @@ impl Config {
             cri.ignore_image_volumes = true;
         }
         self
+    }
+
+    /// Gives pods a network: a bridge of this machine, which ports of the host lead to.
+    #[must_use]
+    pub fn with_network(mut self) -> Self {
+        if let Some(cri) = &mut self.cri {
+            cri.has_network = true;
+        }
+        self
+    }
+
+    /// What the CRI's network plugins are configured with, if there are any.
+    pub(super) fn network(&self, dir: &Path) -> Option<String> {
+        self.cri.as_ref().filter(|cri| cri.has_network)?;
+        let network = json!({
+            "cniVersion": "1.0.0",
+            "name": "e2e",
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": "e2e0",
+                    "isGateway": true,
+                    "ipMasq": true,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": dir.join("addresses"),
+                        "ranges": [[{ "subnet": "10.88.0.0/16" }]],
+                        "routes": [{ "dst": "0.0.0.0/0" }],
+                    },
+                },
+                { "type": "portmap", "capabilities": { "portMappings": true } },
+            ],
+        });
+        Some(network.to_string())
     }
 
     /// Has the CRI use containerd's own snapshotter.
@@ -167,8 +210,9 @@ impl Cri {
             pause_image,
             ignore_image_volumes,
             snapshotter,
+            ..
         } = self;
-        let cni = dir.join("cni");
+        let cni = dir.join(NETWORKS);
         if version < 3 {
             return format!(
                 r#"
@@ -178,6 +222,7 @@ impl Cri {
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = {cni:?}
+    bin_dir = {PLUGINS:?}
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = {snapshotter:?}
     disable_snapshot_annotations = false
@@ -199,6 +244,7 @@ impl Cri {
   restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".cni]
     conf_dir = {cni:?}
+    bin_dir = {PLUGINS:?}
 "#
         )
     }

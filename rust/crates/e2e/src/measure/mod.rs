@@ -5,6 +5,7 @@
 //!
 //! * [`cold_pull`]: what pulling costs over fetching.
 //! * [`disk`]: what a sync costs, on which other figures depend.
+//! * [`image_service`]: what a pull for kubelet costs, and what is forwarded.
 //! * [`images`]: what the size of a closure costs.
 //! * [`pushing`]: what a large layer costs.
 //! * [`snapshots`]: how fast a snapshotter is, and how small the daemon stays.
@@ -12,6 +13,7 @@
 
 pub mod cold_pull;
 pub mod disk;
+pub mod image_service;
 pub mod images;
 pub mod pushing;
 pub mod snapshots;

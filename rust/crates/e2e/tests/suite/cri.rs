@@ -1,7 +1,11 @@
 //! The CRI on top of the daemon: which images it knows, whoever goes and comes back, and images with
 //! volumes.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
@@ -35,6 +39,24 @@ impl Node {
         daemon: &daemon::Config,
         configure: impl FnOnce(Config) -> Config,
     ) -> Result<Self> {
+        let pause = |image: &str| -> Result<_> {
+            let archive = host.dir().join("pause");
+            Image::new(image)
+                .entrypoint(&[BUSYBOX, "sleep", "1000"])
+                .layer(busybox_layer(host)?)
+                .write(&archive)?;
+            Ok(archive)
+        };
+        Self::start_from(host, daemon, configure, pause)
+    }
+
+    /// Starts it with pods that are held by the image of the archive that `pause` makes.
+    pub(crate) fn start_from(
+        host: &Host,
+        daemon: &daemon::Config,
+        configure: impl FnOnce(Config) -> Config,
+        archive: impl FnOnce(&str) -> Result<PathBuf>,
+    ) -> Result<Self> {
         let pause = reference("pause");
         // Where its socket is, containerd says when it runs.
         let socket = host.dir().join(unique("containerd-socket"));
@@ -44,11 +66,7 @@ impl Node {
         let containerd = Containerd::start_with(host, &config, daemon.config())?;
         symlink(containerd.socket(), &socket)?;
         let cri = Cri::connect(&containerd.socket())?;
-        let archive = host.dir().join("pause");
-        Image::new(&pause)
-            .entrypoint(&[BUSYBOX, "sleep", "1000"])
-            .layer(busybox_layer(host)?)
-            .write(&archive)?;
+        let archive = archive(&pause)?;
         let node = Self {
             containerd,
             daemon,
@@ -86,7 +104,7 @@ impl Node {
 }
 
 /// A store object, and archives of two images with it.
-fn images(host: &Host) -> Result<(Object, [(String, std::path::PathBuf); 2])> {
+fn images(host: &Host) -> Result<(Object, [(String, PathBuf); 2])> {
     let object = Store::new(host)?.build("object", "echo content > $out", &[])?;
     let image = || -> Result<_> {
         let image = reference("cri");

@@ -34,7 +34,7 @@ fn two_images(host: &Host, image: &str) -> Result<Vec<Image>> {
 }
 
 /// Both as one image with an index.
-fn for_two_platforms(host: &Host, image: &str) -> Result<PathBuf> {
+pub(crate) fn for_two_platforms(host: &Host, image: &str) -> Result<PathBuf> {
     let archive = host.dir().join(unique("platforms"));
     Image::write_all(two_images(host, image)?, &archive)?;
     Ok(archive)

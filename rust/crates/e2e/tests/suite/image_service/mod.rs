@@ -1,6 +1,7 @@
 //! The daemon's image service before containerd's CRI, called as kubelet calls it.
 
 mod forward;
+mod pods;
 mod pull;
 mod reconcile;
 mod store;

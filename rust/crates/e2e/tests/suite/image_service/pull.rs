@@ -4,13 +4,15 @@ use anyhow::{Context, bail, ensure};
 use e2e::{
     containerd::Config,
     host::test,
-    process::SETTLE,
+    node::{BUSYBOX, reference},
+    process::{SETTLE, poll, succeed, when},
     snapshots::says,
     store::{self, Store},
 };
 use tonic::Code;
 
 use super::{Cluster, archive, image};
+use crate::load_platforms::for_two_platforms;
 
 #[test]
 fn an_image_is_pulled_by_its_store_path_runs_and_goes() {
@@ -146,5 +148,42 @@ fn what_cannot_be_pulled_is_said_and_leaves_nothing() {
             ensure!(cluster.held()?.is_empty(), "{image}: {:?}", cluster.held());
         }
         cluster.keeps_nothing()
+    });
+}
+
+#[test]
+fn of_an_archive_with_several_platforms_the_one_of_the_node_is_taken() {
+    test(|host| {
+        let cluster = Cluster::start(host)?;
+        let file = for_two_platforms(host, &reference("platforms"))?;
+        let archive = Store::new(host)?.add(&file, "nix-image-platforms.tar")?;
+        let id = cluster.images.pull(&image(&archive))?;
+        let pod = cluster.node.cri.run_pod()?;
+        let container = pod.create_container(&id, &[BUSYBOX, "sleep", "1000"], &[])?;
+        pod.start_container(&container)?;
+        pod.exec(&container, &[BUSYBOX, "true"])?;
+        pod.remove()?;
+        cluster.images.remove_image(&id)?;
+        cluster.keeps_nothing()
+    });
+}
+
+#[test]
+fn an_image_that_is_pinned_stays_so_when_it_is_pulled_again() {
+    test(|host| {
+        let cluster = Cluster::start(host)?;
+        let archive = archive(host, &[])?;
+        let image = image(&archive);
+        cluster.images.pull(&image)?;
+        ensure!(!cluster.images.is_pinned(&image)?);
+        let name = format!("{image}:latest");
+        let pin = ["images", "label", &name, "io.cri-containerd.pinned=pinned"];
+        succeed(&mut cluster.node.containerd.ctr(&pin))?;
+        poll("the pin", SETTLE, || {
+            Ok(when(cluster.images.is_pinned(&image)?))
+        })?;
+        cluster.images.pull(&image)?;
+        ensure!(cluster.images.is_pinned(&image)?);
+        Ok(())
     });
 }

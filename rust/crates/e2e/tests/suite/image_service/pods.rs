@@ -1,0 +1,106 @@
+//! Pods as kubelet makes them: an image by its store path, a network, a port, logs.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    containerd::Config,
+    cri::Cri,
+    daemon,
+    host::{Host, test, unique},
+    node::{build, reference},
+    process::{SETTLE, poll, when},
+    store::Store,
+};
+
+use super::{Cluster, image};
+use crate::cri::Node;
+
+const PORT: u16 = 6379;
+const HOST_PORT: u16 = 30_000;
+
+/// A node whose pods have a network, and are held by a program out of the store.
+fn cluster(host: &Host, format: u32) -> Result<Cluster> {
+    let busybox = Store::new(host)?.build(
+        "pause",
+        "$busybox mkdir -p $out/bin; $busybox cp $busybox $out/bin/busybox",
+        &[],
+    )?;
+    let info = Store::new(host)?.closure_info(&[&busybox])?;
+    let program = format!("{busybox}/bin/busybox");
+    let pause = |image: &str| -> Result<PathBuf> {
+        build(host, image, &[&program, "sleep", "1000"], info.path(), &[])
+    };
+    let config = daemon::Config::new(host, &unique("daemon")).line("upperdir_label = true");
+    let configure = |containerd: Config| containerd.format(format).with_network();
+    let node = Node::start_from(host, &config, configure, pause)?;
+    let images = Cri::connect(config.address())?;
+    Ok(Cluster { node, images })
+}
+
+/// An archive in the store whose image runs redis.
+fn redis(host: &Host) -> Result<e2e::store::Object> {
+    let server = format!("{}/bin/redis-server", host.fixture("redis")?);
+    let command = [&server, "--protected-mode", "no", "--save", ""];
+    let info = host.fixture("redis-closure-info")?;
+    let file = build(host, &reference("redis"), &command, &info, &[])?;
+    Store::new(host)?.add(&file, "nix-image-redis.tar")
+}
+
+/// Asks redis how it is.
+fn ping(address: &str) -> Result<()> {
+    let mut connection = TcpStream::connect(address)?;
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    connection.write_all(b"PING\r\n")?;
+    let mut answer = [0; 7];
+    connection.read_exact(&mut answer)?;
+    ensure!(&answer == b"+PONG\r\n", "{answer:?}");
+    Ok(())
+}
+
+#[test]
+fn a_redis_pod_runs_from_its_store_path_and_answers_on_its_port() {
+    test(|host| {
+        for format in Config::formats()? {
+            let cluster = cluster(host, format)?;
+            let archive = redis(host)?;
+            let image = image(&archive);
+            // In kubelet's order.
+            ensure!(cluster.images.image_filesystems()?.len() == 1);
+            ensure!(cluster.images.image_id(&image)?.is_none());
+            let id = cluster.images.pull(&image)?;
+            ensure!(cluster.images.image_id(&image)?.as_ref() == Some(&id));
+            let logs = host.dir().join(unique("logs"));
+            fs::create_dir(&logs)?;
+            let pod = cluster.node.cri.run_pod_with_port(&logs, HOST_PORT, PORT)?;
+            let container = pod.create_container(&id, &[], &[])?;
+            pod.start_container(&container)?;
+
+            let address = format!("{}:{PORT}", pod.ip()?);
+            poll("redis", SETTLE, || Ok(when(ping(&address).is_ok())))?;
+            ping(&format!("127.0.0.1:{HOST_PORT}")).context("through the port of the host")?;
+            let cli = format!("{}/bin/redis-cli", host.fixture("redis")?);
+            ensure!(pod.exec(&container, &[&cli, "ping"])? == "PONG\n");
+            let mut log = String::new();
+            for file in fs::read_dir(&logs)? {
+                log += &fs::read_to_string(file?.path())?;
+            }
+            ensure!(log.contains("Ready to accept connections"), "{log}");
+
+            pod.remove_container(&container)?;
+            pod.remove()?;
+            ensure!(ping(&format!("127.0.0.1:{HOST_PORT}")).is_err());
+            // Image garbage collection.
+            cluster.images.remove_image(&id)?;
+            ensure!(cluster.images.image_id(&image)?.is_none());
+            cluster.keeps_nothing()?;
+        }
+        Ok(())
+    });
+}
