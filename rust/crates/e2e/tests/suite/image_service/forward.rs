@@ -3,10 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use e2e::{host::test, snapshots::says};
+use e2e::{
+    containerd::Config,
+    host::test,
+    node::{BUSYBOX, build, busybox_image},
+    process::succeed,
+    registry::{Registry, Settings},
+    snapshots::says,
+};
 use tonic::Code;
 
 use super::{Cluster, archive, image};
+use crate::push::push;
 
 #[test]
 fn without_containerd_callers_hear_so_at_once_and_afterwards_all_is_well() {
@@ -71,6 +79,50 @@ fn calls_that_are_not_ours_are_those_of_containerd() {
             said.message() == expected.message(),
             "{said:?} {expected:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn images_of_a_registry_are_pulled_with_their_store_paths_and_without() {
+    test(|host| {
+        for format in Config::formats()? {
+            let cluster =
+                Cluster::start_with(host, |daemon| daemon, |config| config.format(format))?;
+            let registry = Registry::start(host, Settings::default())?;
+            let hello = format!("{}/bin/hello", host.fixture("hello")?);
+            let info = host.fixture("hello-closure-info")?;
+            let closure = format!("{}/closure:v1", registry.address());
+            let per_path = format!("{}/per-path:v1", registry.address());
+            let ordinary = format!("{}/ordinary:v1", registry.address());
+            let flags = ["--annotations", "per-path"];
+            for (image, archive, command) in [
+                (
+                    &closure,
+                    build(host, &closure, &[&hello], &info, &[])?,
+                    &[&*hello][..],
+                ),
+                (
+                    &per_path,
+                    build(host, &per_path, &[&hello], &info, &flags)?,
+                    &[&hello],
+                ),
+                (
+                    &ordinary,
+                    busybox_image(host, &ordinary, [])?,
+                    &[BUSYBOX, "true"],
+                ),
+            ] {
+                succeed(push(host).arg(&archive))?;
+                let id = cluster.images.pull(image)?;
+                let pod = cluster.node.cri.run_pod()?;
+                let container = pod.create_container(&id, command, &[])?;
+                pod.start_container(&container)?;
+                pod.remove()?;
+                cluster.images.remove_image(&id)?;
+            }
+            cluster.keeps_nothing()?;
+        }
         Ok(())
     });
 }
