@@ -6,11 +6,15 @@ use anyhow::{Result, ensure};
 use e2e::{
     containerd::{Containerd, NIX},
     host::{Host, test},
+    image::Layer,
     node::{BUSYBOX, Node, busybox_image, reference},
-    process::succeed,
+    process::{run, succeed},
+    snapshots::says,
     store::Store,
 };
 use serde_json::json;
+
+use crate::faults::tmpfs;
 
 /// Builds an image upon the one with busybox, with this config, and loads it.
 fn loaded(
@@ -104,6 +108,63 @@ fn a_user_of_copy_to_root_is_found_before_anything_is_mounted() {
                 "{mode}: {said}"
             );
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_in_one_line_and_nothing_is_left_on_it() {
+    test(|host| {
+        let disk = tmpfs(host, "size=1m")?;
+        let mut content = vec![0; 4 << 20];
+        fastrand::Rng::with_seed(1).fill(&mut content);
+        let layer = Layer::default().file("content", 0o644, &content)?;
+        let base = busybox_image(host, &reference("large"), [layer])?;
+        let build = |out: &Path| {
+            let mut build = Command::new(host.nix2container());
+            build.args(["build", "--ref", "a", "--from-image"]);
+            build.arg(&base).arg(out);
+            build
+        };
+        let out = disk.join("out.tar");
+        let said = run(&mut build(&out))?.failure()?;
+        says(&said, &["out.tar", "No space left"])?;
+        ensure!(said.lines().count() == 1, "{said}");
+        ensure!(fs::read_dir(&disk)?.next().is_none(), "something is left");
+
+        // An archive that was there is not lost.
+        fs::write(&out, "the old one")?;
+        run(&mut build(&out))?.failure()?;
+        ensure!(fs::read(&out)? == b"the old one");
+        ensure!(fs::read_dir(&disk)?.count() == 1, "something is left");
+        fs::remove_file(&out)?;
+
+        let layout = disk.join("layout");
+        let said = run(build(&layout).args(["--format", "directory"]))?.failure()?;
+        says(&said, &["layout", "No space left"])?;
+        ensure!(fs::read_dir(&disk)?.next().is_none(), "something is left");
+
+        let mut to_stdout = Command::new("sh");
+        to_stdout.args(["-c", "exec \"$@\" > /dev/full", "sh"]);
+        to_stdout.arg(host.nix2container());
+        to_stdout.args(["build", "--ref", "a", "--from-image"]);
+        let said = run(to_stdout.arg(&base).arg("-"))?.failure()?;
+        says(&said, &["cannot write the archive", "No space left"])?;
+
+        // What comes from a pipe is kept in a temporary file meanwhile.
+        let mut load = Command::new("sh");
+        load.args(["-c", "exec \"$1\" load - < \"$2\"", "sh"]);
+        load.arg(host.nix2container()).arg(&base);
+        let said = run(load.env("TMPDIR", &disk))?.failure()?;
+        says(
+            &said,
+            &[
+                "standard input",
+                "No space left",
+                &disk.display().to_string(),
+            ],
+        )?;
+        ensure!(said.lines().count() == 1, "{said}");
         Ok(())
     });
 }

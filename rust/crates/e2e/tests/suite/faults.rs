@@ -83,7 +83,7 @@ impl Acknowledged {
 }
 
 /// A small file system of the test's own, which goes with the test.
-fn tmpfs(host: &Host, options: &str) -> Result<PathBuf> {
+pub(crate) fn tmpfs(host: &Host, options: &str) -> Result<PathBuf> {
     let dir = host.dir().join("disk");
     fs::create_dir(&dir)?;
     let options = std::ffi::CString::new(options)?;

@@ -14,9 +14,12 @@ use e2e::{
     image::{Layer, read_tar},
     node::{Node, build, busybox_image, export, reference},
     process::succeed,
+    registry::{Registry, Settings},
 };
 use jsonschema::{Retrieve, Uri, Validator};
 use serde_json::Value;
+
+use crate::push::{at, push};
 
 /// Where Debian has the schemas of the image specification.
 const SCHEMAS: &str = "/usr/share/gocode/src/github.com/opencontainers/image-spec/schema";
@@ -286,6 +289,50 @@ fn umoci_unpacks_an_image_with_the_places_of_its_store_paths() {
                 "{what}: {runtime:#}"
             );
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn skopeo_syncs_a_repository_to_a_directory_and_to_another_registry() {
+    test(|host| {
+        host.needs("skopeo")?;
+        let registry = Registry::start(host, Settings::default())?;
+        let name = at(registry.address());
+        let hello = format!("{}/bin/hello", host.fixture("hello")?);
+        let info = host.fixture("hello-closure-info")?;
+        let archive = build(host, &name, &[&hello], &info, &[])?;
+        succeed(push(host).arg(&archive))?;
+        let expected = nameless(inspect(host, &archive)?);
+
+        let dir = host.dir().join(unique("synced"));
+        fs::create_dir(&dir)?;
+        let directory = dir.to_str().context("a path that is no text")?;
+        let repository = format!("{}/a", registry.address());
+        let from = [
+            "sync",
+            "--src",
+            "docker",
+            "--dest",
+            "dir",
+            "--src-tls-verify=false",
+        ];
+        skopeo(&[&from[..], &[&repository, directory]].concat())?;
+        let second = Registry::start(host, Settings::default())?;
+        let to = [
+            "sync",
+            "--src",
+            "dir",
+            "--dest",
+            "docker",
+            "--dest-tls-verify=false",
+        ];
+        let place = second.address().to_string();
+        skopeo(&[&to[..], &[directory, &place]].concat())?;
+
+        let what = format!("docker://{}", at(second.address()));
+        let synced = nameless(inspect(host, Path::new(&what))?);
+        ensure!(synced == expected, "{synced:#} {expected:#}");
         Ok(())
     });
 }
