@@ -1,15 +1,15 @@
 # Commands for development. Each calls a script in dev/, and everything they make lies under build/.
 #
-# SUITE=trixie|forky   the Debian suite whose containerd, runc and Nix are used (test, soak: both unless given)
+# SUITE=trixie|forky   the Debian suite whose containerd, runc and Nix are used (test…, soak: both unless given)
 # SANDBOX=auto|always|never   auto uses the tools on the PATH when they are there and new enough
-# FILTER=NAME          only the tests (test, soak), or the parts (bench), that have it in their names
+# FILTER=NAME          only the tests (test…, soak), or the parts (bench), that have it in their names
 # FUZZ_SECONDS=600     how long `make fuzz` tries
 # PREFIX=DIRECTORY     where the programs are installed
 
 export PREFIX ?= build/bin
 
 .PHONY: all build nix-snapshotter nix2container start-containerd start-nix-snapshotter load-hello load-redis \
-	run-hello run-redis nsenter sandbox test soak fuzz lint fmt bench clean help
+	run-hello run-redis nsenter sandbox test test-kubernetes soak fuzz lint fmt bench clean help
 
 all: build
 
@@ -39,6 +39,9 @@ sandbox: ## Make the root file system of SUITE
 
 test: ## Run all tests, on both suites
 	@dev/test $(SUITE)
+
+test-kubernetes: ## Run kubelet, crictl and nerdctl on the daemon, on both suites
+	@dev/test-kubernetes $(SUITE)
 
 soak: ## Repeat for long what may fail once in many times: kills, damages
 	@dev/soak $(SUITE)

@@ -44,12 +44,14 @@ run_counted() {
     fi
 }
 
-# end_to_end_build: sets programs.
+# end_to_end_build TARGET: sets programs, of one directory below rust/crates/e2e/tests.
 end_to_end_build() {
+    local target=$1
     note "== building the end-to-end tests"
     cargo build --release --locked --package nix-snapshotter --package nix2container
     # Cargo says which of the programs it made are tests: those whose profile is the one for tests.
-    mapfile -t programs < <(cargo test --release --locked --package e2e --no-run --message-format=json |
+    mapfile -t programs < <(cargo test --release --locked --package e2e --test "$target" --no-run \
+        --message-format=json |
         grep --extended-regexp '"profile":\{[^}]*"test":true' | sed --quiet 's/.*"executable":"\([^"]*\)".*/\1/p')
     ((${#programs[@]} > 0)) || die "cargo has built no end-to-end tests."
 }

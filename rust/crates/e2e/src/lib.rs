@@ -1,7 +1,7 @@
 //! Tests against real containerd, runc and Nix; run by `make test` inside the sandbox.
 //!
-//! The tests are in `tests/suite/`, one subject a file, and the program of `make bench`
-//! in `src/bin/bench.rs`. This library is what they stand on:
+//! The tests are in `tests/suite/`, one subject a file, those of `make test-kubernetes` in
+//! `tests/kubernetes/`, and the program of `make bench` in `src/bin/bench.rs`. This library is what they stand on:
 //!
 //! * [`host`]: what the machine offers, a test's own directory, and the frame of every test.
 //! * [`process`]: programs that end with the value that holds them, and bounded waiting.
@@ -15,6 +15,7 @@
 //! * [`closure`]: a closure that containers can run, in both annotation formats.
 //! * [`cache`], [`nix_daemon`]: where Nix gets them from, and the Nix that serves many users.
 //! * [`registry`]: Debian's registry, with logins and certificates, and registries that fail.
+//! * [`archive`]: archives of images in the store.
 //! * [`image`]: images written by hand, so that `nix-image` is not its own witness.
 //! * [`measure`]: what `make bench` measures.
 //! * [`worker`]: a client of a daemon that is killed under it.
@@ -26,6 +27,7 @@
 //! or Nix. Every value that starts a process, makes a mount or a GC root undoes that
 //! when it is dropped, after a failed test too.
 
+pub mod archive;
 pub mod cache;
 pub mod closure;
 pub mod conformance;

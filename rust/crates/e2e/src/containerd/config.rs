@@ -1,6 +1,9 @@
 //! What a containerd is configured with.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -23,6 +26,7 @@ pub struct Config {
     pub(super) namespace: String,
     version: u32,
     capabilities: Vec<&'static str>,
+    exported_root: Option<PathBuf>,
     cri: Option<Cri>,
 }
 
@@ -41,6 +45,7 @@ impl Default for Config {
             namespace: "e2e".to_owned(),
             version: 2,
             capabilities: Vec::new(),
+            exported_root: None,
             cri: None,
         }
     }
@@ -93,6 +98,7 @@ impl Config {
                     "bridge": "e2e0",
                     "isGateway": true,
                     "ipMasq": true,
+                    "hairpinMode": true,
                     "ipam": {
                         "type": "host-local",
                         "dataDir": dir.join("addresses"),
@@ -100,7 +106,7 @@ impl Config {
                         "routes": [{ "dst": "0.0.0.0/0" }],
                     },
                 },
-                { "type": "portmap", "capabilities": { "portMappings": true } },
+                { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
             ],
         });
         Some(network.to_string())
@@ -112,6 +118,13 @@ impl Config {
         if let Some(cri) = &mut self.cri {
             cri.snapshotter = OVERLAYFS;
         }
+        self
+    }
+
+    /// Tells containerd the root of the snapshotter `nix`, whose file system kubelet looks at.
+    #[must_use]
+    pub fn exporting_root(mut self, root: &Path) -> Self {
+        self.exported_root = Some(root.to_owned());
         self
     }
 
@@ -195,6 +208,9 @@ disabled_plugins = {disabled:?}
             unpack(OVERLAYFS),
             unpack(NIX),
         );
+        if let Some(root) = &self.exported_root {
+            file += &format!("[proxy_plugins.nix.exports]\n  root = {root:?}\n");
+        }
         if let Some(cri) = &self.cri {
             file += &cri.section(self.version, dir);
         }
@@ -203,7 +219,7 @@ disabled_plugins = {disabled:?}
 }
 
 impl Cri {
-    /// As `docs/configuration.md` says, without a network but the host's, and without the capability
+    /// As `docs/configuration.md` says, without a network but the host's by default, and without the capability
     /// (CAP_SYS_RESOURCE) that the scores of pods want.
     fn section(&self, version: u32, dir: &Path) -> String {
         let Self {

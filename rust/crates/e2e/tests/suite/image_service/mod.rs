@@ -11,14 +11,14 @@ use std::fs;
 use crate::cri::Node;
 use anyhow::{Context, Result, ensure};
 use e2e::{
+    archive::image,
     containerd::Config,
     cri::Cri,
     daemon,
     host::{Host, unique},
     invariants,
-    node::{build, reference},
     process::{SETTLE, poll, when},
-    store::{Object, Store},
+    store::Object,
 };
 
 /// A node whose kubelet asks the daemon for images.
@@ -78,14 +78,5 @@ impl Cluster {
 /// An archive in the store, of an image that runs hello. Each is another image.
 fn archive(host: &Host, flags: &[&str]) -> Result<Object> {
     let hello = format!("{}/bin/hello", host.fixture("hello")?);
-    let info = host.fixture("hello-closure-info")?;
-    let label = format!("test={}", unique("label"));
-    let flags = [flags, &["--label", &label]].concat();
-    let file = build(host, &reference("built"), &[&hello], &info, &flags)?;
-    Store::new(host)?.add(&file, "nix-image-hello.tar")
-}
-
-/// The name of the image that an archive in the store has.
-fn image(archive: &Object) -> String {
-    format!("nix:0{archive}")
+    e2e::archive::archive(host, "hello", &[&hello], flags)
 }

@@ -10,16 +10,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
+    archive::{archive, image},
     containerd::Config,
     cri::Cri,
     daemon,
     host::{Host, test, unique},
-    node::{build, reference},
+    node::build,
     process::{SETTLE, poll, when},
-    store::Store,
+    store::{Object, Store},
 };
 
-use super::{Cluster, image};
+use super::Cluster;
 use crate::cri::Node;
 
 const PORT: u16 = 6379;
@@ -45,12 +46,10 @@ fn cluster(host: &Host, format: u32) -> Result<Cluster> {
 }
 
 /// An archive in the store whose image runs redis.
-fn redis(host: &Host) -> Result<e2e::store::Object> {
+fn redis(host: &Host) -> Result<Object> {
     let server = format!("{}/bin/redis-server", host.fixture("redis")?);
     let command = [&server, "--protected-mode", "no", "--save", ""];
-    let info = host.fixture("redis-closure-info")?;
-    let file = build(host, &reference("redis"), &command, &info, &[])?;
-    Store::new(host)?.add(&file, "nix-image-redis.tar")
+    archive(host, "redis", &command, &[])
 }
 
 /// Asks redis how it is.

@@ -1,0 +1,6 @@
+//! Kubelet, crictl and nerdctl on the daemon; run by `make test-kubernetes`, which builds them.
+
+mod clients;
+mod cluster;
+mod kubelet;
+mod pods;
