@@ -78,7 +78,7 @@ pub enum Error {
     /// An archive has two images for one platform under one name.
     #[error(
         "{archive} has two images for {platform} under {name}, {} and {}, and one name can stand for one of them \
-         only: give one of them another name, or load them by their platforms",
+         only: give one of them another name, or load the first by its platform",
         .manifests[0],
         .manifests[1]
     )]

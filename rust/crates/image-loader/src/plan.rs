@@ -300,12 +300,7 @@ mod tests {
         let message = images(&mut twice, &Platforms::All, None)
             .unwrap_err()
             .to_string();
-        for words in [
-            "x has two",
-            "r.io/a:v1",
-            "for linux/a",
-            "by their platforms",
-        ] {
+        for words in ["x has two", "r.io/a:v1", "for linux/a", "by its platform"] {
             assert!(message.contains(words), "{message}");
         }
         let one = Platforms::One("linux/arm64".parse().unwrap());

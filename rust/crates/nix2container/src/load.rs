@@ -100,7 +100,7 @@ fn plan(args: &LoadArgs) -> anyhow::Result<Vec<Planned>> {
 fn with_flag(error: Error) -> anyhow::Error {
     match error {
         Error::Name { .. } => anyhow!(error).context("name the image by --ref"),
-        Error::SamePlatform { .. } => anyhow!("{error} (--platform)"),
+        Error::SamePlatform { ref platform, .. } => anyhow!("{error} (--platform {platform})"),
         error if error.is_snapshotter_missing() => {
             anyhow!("{error}, or choose another with --snapshotter")
         }
