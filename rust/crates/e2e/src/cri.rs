@@ -9,19 +9,20 @@ use tonic_prost::ProstCodec;
 
 use crate::{
     host::unique,
-    process::{poll, when},
+    process::{SETTLE, poll, when},
     runtime,
 };
 
 use cri_api::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, FilesystemUsage,
-    ImageFsInfoRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListImagesRequest, ListImagesResponse, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, Protocol, PullImageRequest,
-    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
-    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
+    CreateContainerRequest, ExecSyncRequest, FilesystemUsage, ImageFsInfoRequest, ImageSpec,
+    ImageStatusRequest, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListImagesRequest, ListImagesResponse, Mount, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, PortMapping,
+    Protocol, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, image_service_client::ImageServiceClient,
+    runtime_service_client::RuntimeServiceClient,
 };
 
 /// How long the CRI may take to look at all images after containerd has begun to listen.
@@ -343,6 +344,24 @@ impl Pod<'_> {
         let answer = runtime::wait(self.cri.runtime_service().pod_sandbox_status(request))?;
         let network = answer.into_inner().status.and_then(|status| status.network);
         Ok(network.context("a pod without a network")?.ip)
+    }
+
+    /// Starts a container whose command ends by itself, and waits until it has ended well.
+    ///
+    /// # Errors
+    /// What the CRI says, and another exit code than 0.
+    pub fn run_container(&self, id: &str) -> Result<()> {
+        self.start_container(id)?;
+        let code = poll("the end of a container", SETTLE, || {
+            let container_id = id.to_owned();
+            let request = ContainerStatusRequest { container_id };
+            let answer = runtime::wait(self.cri.runtime_service().container_status(request))?;
+            let status = answer.into_inner().status.unwrap_or_default();
+            let has_ended = status.state() == ContainerState::ContainerExited;
+            Ok(has_ended.then_some(status.exit_code))
+        })?;
+        ensure!(code == 0, "the container ended with {code}");
+        Ok(())
     }
 
     /// Stops and removes a container.

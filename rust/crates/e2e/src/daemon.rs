@@ -422,11 +422,7 @@ impl Daemon {
     }
 
     fn memory(&self, field: &str) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        let number = number.with_context(|| format!("no {field} in /proc/<pid>/status"))?;
-        Ok(number.parse()?)
+        process::memory_kib(self.pid(), field)
     }
 
     /// Waits until the disk holds again what it held before.

@@ -111,6 +111,18 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).with_context(|| format!("cannot signal process {pid:?}"))
 }
 
+/// A figure of the memory of a process in kibibytes, by its field of proc_pid_status(5).
+///
+/// # Errors
+/// It has ended.
+pub fn memory_kib(pid: u32, field: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let number = number.with_context(|| format!("no {field} in /proc/{pid}/status"))?;
+    Ok(number.parse()?)
+}
+
 /// A program that runs in the background and writes to a log file.
 #[derive(Debug)]
 pub struct Process {

@@ -67,13 +67,33 @@ pub enum Error {
         /// Which rule it breaks.
         source: Option<Box<nix_image::Error>>,
     },
-    /// One name was given for the image of an archive that has none, or several.
-    #[error("{archive} has {count} images, and one that is named has to be the only one")]
-    Count {
+    /// An archive, or what it lists under a name, has no image.
+    #[error(
+        "{archive} has no image: make it with `nix2container build`, `docker save` or `skopeo copy`"
+    )]
+    NoImage {
+        /// The archive.
+        archive: String,
+    },
+    /// One name was given for the images of an archive that has several.
+    #[error(
+        "{archive} has {count} images, and one name can stand for one only: load them by their own names"
+    )]
+    SeveralImages {
         /// The archive.
         archive: String,
         /// How many images it has.
         count: usize,
+    },
+    /// containerd would refuse the annotations of a layer.
+    #[error("cannot load layer {layer} of {archive}")]
+    Layer {
+        /// The archive.
+        archive: String,
+        /// The digest of the layer.
+        layer: Digest,
+        /// Which annotation, and why.
+        source: Box<nix_image::Error>,
     },
     /// An archive has two images for one platform under one name.
     #[error(

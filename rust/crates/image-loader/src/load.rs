@@ -11,8 +11,8 @@ use tracing::{debug, info};
 use crate::{Containerd, Error, PlannedImage, Progress};
 
 /// Loads an image out of its archive: its blobs, the snapshots of its layers, and then its names,
-/// which get these labels. What there is already is not transferred again. It is for the caller
-/// to make a lease before, and to delete it afterwards.
+/// which get these labels. What there is already is not transferred again. Without a lease
+/// ([`Containerd::under_lease`]) containerd may collect what has no name yet.
 ///
 /// # Errors
 /// What containerd refuses, and an archive that is damaged.

@@ -75,9 +75,13 @@ pub fn images<R: Read + Seek>(
             }),
         }
     }
-    if images.is_empty() || (reference.is_some() && images.len() > 1) {
-        return Err(Error::Count {
-            archive: archive.name().to_owned(),
+    let name = || archive.name().to_owned();
+    if images.is_empty() {
+        return Err(Error::NoImage { archive: name() });
+    }
+    if reference.is_some() && images.len() > 1 {
+        return Err(Error::SeveralImages {
+            archive: name(),
             count: images.len(),
         });
     }
@@ -122,9 +126,8 @@ fn root<R: Read + Seek>(
         }
     }
     if manifests.is_empty() {
-        return Err(Error::Count {
+        return Err(Error::NoImage {
             archive: archive.name().to_owned(),
-            count: 0,
         });
     }
     if let Some((first, second)) = Index::of_one_platform(&manifests)
@@ -159,7 +162,11 @@ fn unpacked<R: Read + Seek>(
     };
     let stored = archive.image(manifest)?;
     for layer in &stored.manifest.layers {
-        annotations::check_lengths(&layer.annotations)?;
+        annotations::check_lengths(&layer.annotations).map_err(|error| Error::Layer {
+            archive: archive.name().to_owned(),
+            layer: layer.digest,
+            source: Box::new(error),
+        })?;
     }
     Ok(Some(stored))
 }
@@ -320,6 +327,6 @@ mod tests {
             manifests: Vec::new(),
         };
         let error = root(&mut archive, &artifacts).unwrap_err();
-        assert!(matches!(error, Error::Count { count: 0, .. }), "{error}");
+        assert!(matches!(error, Error::NoImage { .. }), "{error}");
     }
 }

@@ -43,9 +43,6 @@ pub(crate) enum Error {
     /// An archive cannot be read or not be loaded.
     #[error(transparent)]
     Load(Box<image_loader::Error>),
-    /// An archive has no image to run.
-    #[error("{0} has no image: make it with `nix2container build`")]
-    NoImage(StorePath),
     /// A name says something else than the archive that it names.
     #[error("{image} is not what its archive has, which {archive}")]
     Contradiction { image: String, archive: String },
@@ -98,7 +95,7 @@ impl Error {
                 _ => Code::FailedPrecondition,
             },
             Self::Load(error) => load_code(error),
-            Self::NoImage(_) | Self::Contradiction { .. } => Code::InvalidArgument,
+            Self::Contradiction { .. } => Code::InvalidArgument,
             Self::NotShown { .. } => Code::Unavailable,
             Self::Cri { status, .. } => status.code(),
             Self::StoreObjectGone { .. } | Self::OtherSnapshotter { .. } => {
@@ -133,7 +130,9 @@ fn load_code(error: &image_loader::Error) -> Code {
         | Load::Directory { .. }
         | Load::Document { .. }
         | Load::Name { .. }
-        | Load::Count { .. }
+        | Load::NoImage { .. }
+        | Load::SeveralImages { .. }
+        | Load::Layer { .. }
         | Load::SamePlatform { .. } => Code::InvalidArgument,
         Load::Read { source, .. } | Load::TemporaryFile { source, .. } => disk(source),
         Load::Unreachable { .. } => Code::Unavailable,

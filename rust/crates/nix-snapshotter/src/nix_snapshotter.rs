@@ -7,11 +7,11 @@ use nix_store::{Closure, LayerClosure, Realiser, StoreDir, StorePath};
 use snapshots::{Counts, Kind, Labels, Mount, Snapshot, Snapshotter, StoreWaits};
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
+use tracing::{Span, debug};
 
 use crate::{
     calls::about,
-    error::Error,
+    error::{Error, chain},
     inventory::entries,
     mounts::{StoreObject, with_store_objects},
     realisations::{RealisationStats, Realisations, RealisedLayer, UnderWay},
@@ -77,9 +77,12 @@ impl NixSnapshotter {
                     source,
                 };
                 for entry in entries(&parent).map_err(fail)? {
-                    // What goes meanwhile is held no more; what has just come is counted next time.
                     let roots = this.realiser.roots(entry.map_err(fail)?.path());
-                    held.extend(roots.read().ok().flatten().unwrap_or_default());
+                    match roots.read() {
+                        Ok(paths) => held.extend(paths.unwrap_or_default()),
+                        // It may be in the making, or on its way out.
+                        Err(error) => debug!(error = chain(&error), "roots that are not counted"),
+                    }
                 }
             }
             Ok(held)

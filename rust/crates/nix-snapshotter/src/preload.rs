@@ -161,14 +161,13 @@ impl Place<'_> {
         let platform = Platforms::One(Platform::host());
         let images = image_loader::images(&mut archive, &platform, None)?;
         let mut containerd = Containerd::connect(self.address, self.namespace).await?;
-        containerd.create_lease(LEASE).await?;
-        let mut told = String::new();
-        let loading = async {
+        let load = async |containerd: &Containerd| {
+            let mut told = String::new();
             for image in &images {
-                let was_there = was_there(&containerd, image).await?;
+                let was_there = was_there(containerd, image).await?;
                 let (labels, progress) = (HashMap::new(), &Silent);
                 image_loader::load(
-                    &containerd,
+                    containerd,
                     &mut archive,
                     self.snapshotter,
                     image,
@@ -184,12 +183,9 @@ impl Place<'_> {
                     told += &format!("{name} in {}: {outcome}\n", self.namespace);
                 }
             }
-            Ok(())
+            Ok(told)
         };
-        let loaded = loading.await;
-        let deleted = containerd.delete_lease(loaded.is_err()).await;
-        loaded.and(deleted)?;
-        Ok(told)
+        containerd.under_lease(LEASE, load).await
     }
 }
 

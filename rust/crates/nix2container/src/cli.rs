@@ -56,7 +56,7 @@ impl ContainerdArgs {
     pub(crate) async fn connect(&self) -> anyhow::Result<Containerd> {
         let connected = Containerd::connect(&self.address, &self.namespace).await;
         connected.map_err(|error| match error {
-            image_loader::Error::Unreachable { .. } => anyhow!("{error} with --address"),
+            image_loader::Error::Unreachable { .. } => anyhow!("{error} (--address)"),
             error => error.into(),
         })
     }

@@ -46,7 +46,7 @@ impl RegistryImage {
         let reference = Reference::parse(words)?;
         if reference.is_resolved_by_nix() {
             bail!(
-                "{reference} is a name that Nix resolves, and in no registry: inspect the archive {} itself",
+                "{reference} is a name that Nix resolves, and in no registry: inspect the archive /{} itself",
                 reference.repository()
             );
         }

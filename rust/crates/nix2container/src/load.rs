@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use image_loader::{Error, ImageArchive, PlannedImage, Platforms, STDIN};
+use image_loader::{Containerd, Error, ImageArchive, PlannedImage, Platforms, STDIN};
 use nix_image::{Platform, Reference};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -49,28 +49,34 @@ pub(crate) fn run(
     let mut archives = plan(args)?;
     wait(async {
         let mut containerd = containerd.connect().await?;
-        containerd.create_lease("nix2container").await?;
-        let loading = async {
-            for (archive, images) in &mut archives {
-                for image in images {
-                    let (snapshotter, labels) = (&args.snapshotter, HashMap::new());
-                    image_loader::load(&containerd, archive, snapshotter, image, &labels, progress)
-                        .await
-                        .map_err(with_flag)?;
-                    for name in &image.names {
-                        println!("{name}");
-                    }
-                }
+        let work = async |containerd: &Containerd| {
+            tokio::select! {
+                loaded = load(containerd, &mut archives, args, progress) => loaded,
+                interrupted = interruption() => interrupted,
             }
-            anyhow::Ok(())
         };
-        let loaded = tokio::select! {
-            loaded = loading => loaded,
-            interrupted = interruption() => interrupted,
-        };
-        let deleted = containerd.delete_lease(loaded.is_err()).await;
-        loaded.and(deleted.map_err(Into::into))
+        containerd.under_lease("nix2container", work).await
     })
+}
+
+async fn load(
+    containerd: &Containerd,
+    archives: &mut [Planned],
+    args: &LoadArgs,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    for (archive, images) in archives {
+        for image in images {
+            let (snapshotter, labels) = (&args.snapshotter, HashMap::new());
+            image_loader::load(containerd, archive, snapshotter, image, &labels, progress)
+                .await
+                .map_err(with_flag)?;
+            for name in &image.names {
+                println!("{name}");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn plan(args: &LoadArgs) -> anyhow::Result<Vec<Planned>> {
@@ -99,7 +105,7 @@ fn plan(args: &LoadArgs) -> anyhow::Result<Vec<Planned>> {
 /// The error with the flag that is the way out.
 fn with_flag(error: Error) -> anyhow::Error {
     match error {
-        Error::Name { .. } => anyhow!(error).context("name the image by --ref"),
+        error @ Error::Name { .. } => anyhow!("{:#}: name it by --ref", anyhow!(error)),
         Error::SamePlatform { ref platform, .. } => anyhow!("{error} (--platform {platform})"),
         error if error.is_snapshotter_missing() => {
             anyhow!("{error}, or choose another with --snapshotter")

@@ -15,7 +15,7 @@ use super::{Table, in_turns, timed};
 use crate::{
     host::{Host, unique},
     image::{Image, Layer},
-    process::succeed,
+    process::{memory_kib, succeed},
     registry::{Registry, Settings},
 };
 
@@ -116,15 +116,10 @@ fn large(host: &Host, bytes: usize) -> Result<PathBuf> {
 /// Runs a program and gives the most resident memory that it had, as the kernel notes it.
 fn peak_kib(command: &mut Command) -> Result<u64> {
     let mut child = command.stdout(Stdio::null()).spawn()?;
-    let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     let ended = loop {
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        if let Some(Ok(kib)) = number.map(str::parse) {
-            peak = kib;
-        }
+        // A process that has just ended has no memory any more.
+        peak = memory_kib(child.id(), "VmHWM:").unwrap_or(peak);
         if let Some(ended) = child.try_wait()? {
             break ended;
         }

@@ -1,6 +1,6 @@
 //! `nix2container inspect` and `diff` of images in a registry, Debian's `docker-registry`.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command};
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use e2e::{
@@ -14,17 +14,7 @@ use e2e::{
 };
 use serde_json::{Value, json};
 
-use crate::push::{LOGIN, at, push, small};
-
-/// A command that has no credentials but those of `auth`.
-fn nix2container(host: &Host, words: &[&str]) -> Command {
-    let mut command = Command::new(host.nix2container());
-    command.args(words).env("HOME", host.dir());
-    for name in ["REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "DOCKER_CONFIG"] {
-        command.env_remove(name);
-    }
-    command
-}
+use crate::push::{LOGIN, at, nix2container, push, small};
 
 /// A file with the login for a registry.
 fn logged_in(host: &Host, address: SocketAddr) -> Result<PathBuf> {

@@ -26,14 +26,19 @@ pub(crate) const LOGIN: (&str, &str) = ("user", "pass:word");
 /// What `hello` prints.
 const HELLO: &str = "Hello, world!\n";
 
-/// `nix2container push`, for which this machine has no credentials.
-pub(crate) fn push(host: &Host) -> Command {
-    let mut push = Command::new(host.nix2container());
-    push.arg("push").env("HOME", host.dir());
+/// A call of `nix2container`, for which this machine has no credentials.
+pub(crate) fn nix2container(host: &Host, words: &[&str]) -> Command {
+    let mut command = Command::new(host.nix2container());
+    command.args(words).env("HOME", host.dir());
     for name in ["REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "DOCKER_CONFIG"] {
-        push.env_remove(name);
+        command.env_remove(name);
     }
-    push
+    command
+}
+
+/// `nix2container push` without credentials.
+pub(crate) fn push(host: &Host) -> Command {
+    nix2container(host, &["push"])
 }
 
 /// The name of the repository `a` of a registry.

@@ -17,11 +17,25 @@ use crate::Error;
 const EXPIRES_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Containerd {
-    /// Makes a lease; from now on it holds all that is made. Its id begins with `prefix`.
+    /// Does something under a lease, which holds all that is made meanwhile. Its id begins with
+    /// `prefix`. After a failure nothing is left of what was made.
     ///
     /// # Errors
-    /// [`Error::Refused`].
-    pub async fn create_lease(&mut self, prefix: &str) -> Result<(), Error> {
+    /// Those of the work, and [`Error::Refused`].
+    pub async fn under_lease<T, E: From<Error>>(
+        &mut self,
+        prefix: &str,
+        work: impl AsyncFnOnce(&Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.create_lease(prefix).await?;
+        let done = work(self).await;
+        let deleted = self.delete_lease(done.is_err()).await;
+        let done = done?;
+        deleted?;
+        Ok(done)
+    }
+
+    async fn create_lease(&mut self, prefix: &str) -> Result<(), Error> {
         let id = unique_id(prefix);
         let expires = Timestamp::from(SystemTime::now() + EXPIRES_AFTER);
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires.to_string())]);
@@ -39,10 +53,7 @@ impl Containerd {
 
     /// Deletes the lease. After a failure containerd collects at once what has been
     /// loaded, so that nothing is left of it.
-    ///
-    /// # Errors
-    /// [`Error::Refused`].
-    pub async fn delete_lease(&mut self, failed: bool) -> Result<(), Error> {
+    async fn delete_lease(&mut self, failed: bool) -> Result<(), Error> {
         let Some(lease) = self.lease.take() else {
             return Ok(());
         };

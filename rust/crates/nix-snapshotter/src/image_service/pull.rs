@@ -78,15 +78,20 @@ impl Puller {
             let waiting = async { Ok(this.roots.archive(&name.archive).await) };
             let archive = unless(&cancel, waiting).await?;
             let had_root = archive.is_held();
-            let pulled = this.pull_archive(&name, &spec, &archive, &cancel).await;
-            if pulled.is_err() && !had_root {
+            let imported = this.pull_archive(&name, &spec, &archive, &cancel).await;
+            if imported.is_err() && !had_root {
                 archive.release().await?;
             }
-            pulled
+            let id = imported?;
+            // containerd has the image: whatever comes now, the root has to stay.
+            let image = name.reference.to_string();
+            unless(&cancel, this.containerd.wait_for_image(&image, &id)).await?;
+            Ok(id)
         };
         tokio::spawn(pull.in_current_span()).await?
     }
 
+    /// Sees to it that containerd has the image.
     async fn pull_archive(
         &self,
         name: &NixReference,
@@ -113,8 +118,7 @@ impl Puller {
         // Their roots are deleted, which blocks. Those of the snapshots stand by now.
         spawn_blocking(move || drop(held)).await?;
         imported?;
-        unless(cancel, self.containerd.wait_for_image(&image, &id)).await?;
-        info!(image, id, "pulled");
+        info!(image, id, "imported");
         Ok(id)
     }
 
@@ -127,12 +131,11 @@ impl Puller {
             check_names(&archive, &name)?;
             let platform = Platforms::One(Platform::host());
             let planned = image_loader::images(&mut archive, &platform, Some(&name.reference))?;
-            let image = planned
-                .into_iter()
-                .next()
-                .ok_or(Error::NoImage(name.archive.clone()))?;
-            let stored = image.unpacked.as_ref();
-            let stored = stored.ok_or(Error::NoImage(name.archive.clone()))?;
+            let no_image = || image_loader::Error::NoImage {
+                archive: name.archive.to_string(),
+            };
+            let image = planned.into_iter().next().ok_or_else(no_image)?;
+            let stored = image.unpacked.as_ref().ok_or_else(no_image)?;
             let id = stored.manifest.config.digest.to_string();
             let mut closures = Vec::new();
             for layer in &stored.manifest.layers {
@@ -171,14 +174,13 @@ impl Puller {
         } = opened;
         let (handle, call) = (Handle::current(), Span::current());
         let import = move || {
-            let importing = async {
-                containerd.create_lease(LEASE).await?;
+            let load = async |containerd: &image_loader::Containerd| {
                 let labels =
                     HashMap::from([MANAGED].map(|(name, value)| (name.into(), value.into())));
                 let loading = async {
                     let progress = &Silent;
                     image_loader::load(
-                        &containerd,
+                        containerd,
                         &mut archive,
                         &plugin,
                         &image,
@@ -188,10 +190,9 @@ impl Puller {
                     .await?;
                     Ok(containerd.tag(&id, &image.target, &labels).await?)
                 };
-                let loaded = unless(&cancel, loading).await;
-                let deleted = containerd.delete_lease(loaded.is_err()).await;
-                loaded.and(deleted.map_err(Error::from))
+                unless(&cancel, loading).await
             };
+            let importing = containerd.under_lease(LEASE, load);
             handle.block_on(importing.instrument(call))
         };
         spawn_blocking(import).await?

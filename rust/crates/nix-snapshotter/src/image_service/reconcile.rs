@@ -9,7 +9,10 @@ use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    KUBERNETES, archive_roots::ArchiveRoots, forward::Containerd, reference::NixReference,
+    KUBERNETES,
+    archive_roots::{Archive, ArchiveRoots},
+    forward::Containerd,
+    reference::NixReference,
 };
 use crate::error::{Error, chain};
 
@@ -107,14 +110,11 @@ impl Reconciler {
                 continue;
             };
             // It may have ended since the images were listed.
-            if !self.named().await?.contains(path) {
-                archive.release().await?;
-                info!(archive = %path, "released: no image is left of it");
-            } else if path.as_path().symlink_metadata().is_ok() {
-                archive.hold().await?;
-                info!(archive = %path, "held again: an image comes from it");
-            } else {
-                warn!(archive = %path, "an image comes from an archive that is gone from the store: its next pull fetches it");
+            let is_named = self.named().await?.contains(path);
+            // What is wrong with one archive does not keep the others from it.
+            if let Err(error) = settle(&archive, path, is_named).await {
+                let error = chain(&error);
+                warn!(archive = %path, error, "its GC root is not what containerd's images ask for");
             }
         }
         Ok(())
@@ -135,4 +135,18 @@ impl Reconciler {
             .filter_map(|image| archive(&image.name))
             .collect())
     }
+}
+
+/// Makes the root of an archive, or drops it.
+async fn settle(archive: &Archive, path: &StorePath, is_named: bool) -> Result<(), Error> {
+    if !is_named {
+        archive.release().await?;
+        info!(archive = %path, "released: no image is left of it");
+    } else if path.as_path().symlink_metadata().is_ok() {
+        archive.hold().await?;
+        info!(archive = %path, "held again: an image comes from it");
+    } else {
+        warn!(archive = %path, "an image comes from an archive that is gone from the store: its next pull fetches it");
+    }
+    Ok(())
 }

@@ -181,7 +181,11 @@ fn the_image<R: Read + Seek>(archive: &Archive<R>) -> anyhow::Result<ArchiveImag
 }
 
 fn destination(archive: &str, image: &ArchiveImage) -> anyhow::Result<Reference> {
-    image_loader::name(archive, image).context("name the image by --ref")
+    if image.name.is_none() {
+        bail!("{archive} does not give its image one name to push it to: pass --ref");
+    }
+    image_loader::name(archive, image)
+        .map_err(|error| anyhow!("{:#}: pass another with --ref", anyhow!(error)))
 }
 
 fn one_name(names: &[Reference]) -> anyhow::Result<Reference> {

@@ -117,7 +117,7 @@ fn images_of_a_registry_are_pulled_with_their_store_paths_and_without() {
                 let id = cluster.images.pull(image)?;
                 let pod = cluster.node.cri.run_pod()?;
                 let container = pod.create_container(&id, command, &[])?;
-                pod.start_container(&container)?;
+                pod.run_container(&container)?;
                 pod.remove()?;
                 cluster.images.remove_image(&id)?;
             }

@@ -38,7 +38,7 @@ fn an_image_is_pulled_by_its_store_path_runs_and_goes() {
                 let pod = cri.run_pod()?;
                 let hello = format!("{}/bin/hello", host.fixture("hello")?);
                 let container = pod.create_container(&id, &[&hello], &[])?;
-                pod.start_container(&container)?;
+                pod.run_container(&container)?;
                 pod.remove()?;
 
                 // Kubelet removes images by their identifiers.
@@ -110,12 +110,12 @@ fn what_cannot_be_pulled_is_said_and_leaves_nothing() {
             (
                 format!("nix:0{}", directory.path()),
                 Code::InvalidArgument,
-                &["directory"],
+                &["oci-layout"],
             ),
             (
                 format!("nix:0{}", text.path()),
                 Code::InvalidArgument,
-                &[text.path()],
+                &[text.path(), "not a tar archive"],
             ),
             (image(&foreign), Code::InvalidArgument, &["linux/s390x"]),
             (

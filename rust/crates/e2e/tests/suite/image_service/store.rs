@@ -29,6 +29,12 @@ fn away(host: &Host, cache: &Cache, closure: &Closure) -> Result<Vec<Object>> {
     Ok(archive.into())
 }
 
+/// A cluster whose Nix gets what it has not from a cache.
+fn start(host: &Host, cache: &Cache) -> Result<Cluster> {
+    let daemon = |daemon| cache.substituter_of(daemon, &[]);
+    Cluster::start_with(host, daemon, |containerd| containerd)
+}
+
 #[test]
 fn archive_and_contents_come_from_a_cache() {
     test(|host| {
@@ -36,11 +42,7 @@ fn archive_and_contents_come_from_a_cache() {
             let cache = Cache::start(host)?;
             let closure = Closure::build(&Store::new(host)?, format, 100_000)?;
             let archive = &away(host, &cache, &closure)?[0];
-            let cluster = Cluster::start_with(
-                host,
-                |daemon| cache.substituter_of(daemon, &[]),
-                |config| config,
-            )?;
+            let cluster = start(host, &cache)?;
             let id = cluster.images.pull(&image(archive))?;
             ensure!(archive.exists());
             collect_garbage()?;
@@ -68,11 +70,7 @@ fn a_pull_that_nobody_waits_for_any_more_leaves_nothing() {
         let cache = Cache::start(host)?;
         let closure = Closure::build(&Store::new(host)?, FORMATS[0], 100_000)?;
         let archive = &away(host, &cache, &closure)?[0];
-        let cluster = Cluster::start_with(
-            host,
-            |daemon| cache.substituter_of(daemon, &[]),
-            |config| config,
-        )?;
+        let cluster = start(host, &cache)?;
         let image = image(archive);
         let slow = Fault::Slow {
             bytes_per_second: 1000,
