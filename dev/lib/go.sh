@@ -4,6 +4,7 @@
 #   build/tools/lock    held while they are built
 #   build/tools/stamp   a digest of what they were built from
 #   build/tools/NAME    the programs
+#   build/tools/go      Debian's Go, where the PATH has none that is new enough
 
 go_module=$repo/tests/tools
 go_built=$build/tools
@@ -41,21 +42,38 @@ go_build() {
     echo "$1" >"$go_built/stamp"
 }
 
-# go_find: sets go, a Go that is new enough.
+# go_find: sets go, a Go that is new enough: of the PATH, or of Debian.
 go_find() {
-    local wanted version
-    go=$(type -P go || true)
-    [[ -n $go || ! -x /usr/local/go/bin/go ]] || go=/usr/local/go/bin/go
-    if [[ -z $go ]]; then
-        go_refusal="there is no Go on the PATH"
-        return 1
-    fi
+    local wanted
     wanted=$(sed -n 's/^go //p' "$go_module/go.mod")
-    version=$("$go" env GOVERSION)
-    if ! at_least "${version#go}" "$wanted"; then
-        go_refusal="Go is ${version#go} and must be $wanted or newer"
+    for go in "$(type -P go || true)" /usr/local/go/bin/go; do
+        if go_is_at_least "$wanted"; then
+            return
+        fi
+    done
+    go=$go_built/go/usr/lib/go-1.24/bin/go
+    go_is_at_least "$wanted" || go_fetch || return
+    if ! go_is_at_least "$wanted"; then
+        go_refusal="there is no Go of $wanted or newer on the PATH, nor in Debian trixie"
         return 1
     fi
+}
+
+go_is_at_least() {
+    local version
+    [[ -x $go ]] && version=$("$go" env GOVERSION) && at_least "${version#go}" "$1"
+}
+
+# go_fetch: unpacks the Go of trixie, whose programs are static and find their library by where they are.
+go_fetch() {
+    go_refusal="there is no Go on the PATH, and Debian's cannot be fetched"
+    ((EUID == 0)) || return
+    host_needs mmdebstrap=mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
+    note "fetching Debian's Go, once"
+    rm -rf --one-file-system "$go_built/go"
+    mmdebstrap --quiet --variant=extract --include=golang-1.24-go,golang-1.24-src \
+        --keyring=/usr/share/keyrings --aptopt='Acquire::Languages "none"' --dpkgopt='path-exclude=/usr/share/doc/*' \
+        trixie "$go_built/go" "${MIRROR:-http://deb.debian.org/debian}" >&2
 }
 
 # go_run ARGUMENT…: exactly what is pinned, with the Go that is there.
