@@ -1,0 +1,172 @@
+# k3s as a service of a user: options and unit, for NixOS and Home Manager alike. It makes its namespaces itself, and its
+# embedded containerd is the only one it can have there.
+{ config, lib, pkgs, ... }:
+let
+  inherit (lib) mkOption types;
+  cfg = config.services.k3s.rootless;
+  daemon = config.services.nix-snapshotter.rootless;
+
+  k3s = import ./k3s.nix { inherit lib pkgs; };
+  embeddedNix = cfg.snapshotter == "nix";
+  name = if embeddedNix then daemon.snapshotterName else cfg.snapshotter;
+
+  # Seen from within the namespaces as /run/k3s/containerd, and the one directory there that the user sees too.
+  socket = "/run/k3s/containerd/nix-snapshotter/nix-snapshotter.sock";
+  directory = "$HOME/.rancher/k3s/agent/etc/containerd";
+  files = k3s.containerdFiles {
+    inherit (cfg.package) version;
+    inherit directory name;
+    inherit (daemon.settings) address;
+    # kubelet looks at the file system of k3s' own directory, which is that of the snapshots too.
+    root = "/var/lib/kubelet";
+  };
+
+  configure = pkgs.writeShellApplication {
+    name = "k3s-configure-containerd";
+    runtimeInputs = [ pkgs.coreutils ];
+    text = lib.concatStrings (lib.mapAttrsToList
+      (file: source: ''
+        mkdir --parents "$(dirname "${directory}/${file}")"
+        ln --symbolic --force --no-dereference ${source} "${directory}/${file}"
+      '')
+      files);
+  };
+
+  nsenter = pkgs.writeShellApplication {
+    name = "k3s-nsenter";
+    runtimeInputs = [ pkgs.coreutils pkgs.util-linux ];
+    text = ''
+      child=$HOME/.rancher/k3s/rootless/child_pid
+      # k3s tells nobody when its namespaces are there.
+      for ((tries = 0; tries < 600; tries++)); do
+        if [ -s "$child" ] && [ -d "/proc/$(<"$child")" ]; then
+          exec nsenter --no-fork --preserve-credentials --user --mount --net --target "$(<"$child")" -- "$@"
+        fi
+        sleep 0.1
+      done
+      echo "$child names no running process: start k3s.service" >&2
+      exit 1
+    '';
+  };
+in
+{
+  imports = [ ./user-services.nix ./nix-snapshotter-rootless.nix ];
+
+  options.services.k3s.rootless =
+    k3s.options { kubeConfig = "{file}`~/.kube/k3s.yaml`"; } // {
+      enable = lib.mkEnableOption "k3s as a service of each user";
+
+      package = lib.mkPackageOption pkgs "k3s" { };
+
+      extraFlags = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        example = [ "--disable=traefik" ];
+        description = "Further flags of k3s.";
+      };
+
+      path = mkOption {
+        type = types.listOf (types.either types.package types.path);
+        default = [ ];
+        description = "What k3s finds on its PATH, besides what it needs itself.";
+      };
+
+      environmentFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        description = "A file of variables for k3s, as {manpage}`systemd.exec(5)` describes for `EnvironmentFile`.";
+      };
+
+      configPath = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        description = "A YAML file with the configuration of k3s.";
+      };
+
+      nsenter = mkOption {
+        type = types.package;
+        readOnly = true;
+        default = nsenter;
+        defaultText = lib.literalExpression "a program";
+        description = "A package with the program {command}`k3s-nsenter`, which runs a command in the namespaces of k3s.";
+      };
+    };
+
+  config = lib.mkIf cfg.enable (lib.mkMerge [
+    {
+      services.k3s.rootless = {
+        extraFlags = [ "--snapshotter=${name}" ];
+        path = [ pkgs.slirp4netns ] ++ lib.optional (cfg.snapshotter == "fuse-overlayfs") pkgs.fuse-overlayfs;
+      };
+
+      services.nix-snapshotter.userServices = {
+        units.k3s = {
+          description = "k3s, a Kubernetes (rootless)";
+          wantedBy = [ "default.target" ];
+          # newuidmap and newgidmap are setuid: of NixOS, or of another distribution.
+          path = cfg.path ++ [ "/run/wrappers" "/usr" ];
+          unit.ConditionUser = "!root";
+          service = {
+            Type = "simple";
+            ExecStart = lib.concatStringsSep " " (
+              [ "${cfg.package}/bin/k3s" "server" "--rootless" ]
+              ++ lib.optional (cfg.configPath != null) "--config=${cfg.configPath}"
+              ++ cfg.extraFlags
+            );
+            Restart = "always";
+            RestartSec = 2;
+            Delegate = true;
+            # Containers are in its namespaces, and go with them.
+            KillMode = "mixed";
+            LimitNOFILE = "infinity";
+            TasksMax = "infinity";
+          }
+          // lib.optionalAttrs embeddedNix { ExecStartPre = "${configure}/bin/k3s-configure-containerd"; }
+          // lib.optionalAttrs (cfg.environmentFile != null) { EnvironmentFile = cfg.environmentFile; };
+        };
+
+        variables =
+          lib.optionalAttrs cfg.setEmbeddedContainerd
+            {
+              CONTAINERD_ADDRESS = "$XDG_RUNTIME_DIR/k3s/containerd/containerd.sock";
+              CONTAINERD_NAMESPACE = "k8s.io";
+              CONTAINERD_SNAPSHOTTER = name;
+              # Where nerdctl looks for the namespaces.
+              ROOTLESSKIT_STATE_DIR = "$HOME/.rancher/k3s/rootless";
+            }
+          // lib.optionalAttrs cfg.setKubeConfig { KUBECONFIG = "$HOME/.kube/k3s.yaml"; };
+      };
+    }
+
+    (lib.mkIf embeddedNix {
+      services.k3s.rootless.extraFlags = lib.optional daemon.settings.image_service.enable
+        "--image-service-endpoint=unix://${daemon.settings.address}";
+
+      services.nix-snapshotter.rootless = {
+        enable = lib.mkDefault true;
+        snapshotterName = lib.mkDefault "nix-snapshotter";
+        settings = {
+          address = lib.mkDefault socket;
+          image_service.containerd_address = lib.mkDefault "/run/k3s/containerd/containerd.sock";
+        };
+      };
+
+      assertions =
+        k3s.checks
+          {
+            prefix = "services.k3s.rootless";
+            inherit (cfg) package;
+            inherit name;
+          }
+        ++ [
+          {
+            assertion = daemon.enable;
+            message = ''
+              services.k3s.rootless.snapshotter is nix, but services.nix-snapshotter.rootless.enable is false: nobody would
+              serve. Leave it out, and it is true.
+            '';
+          }
+        ];
+    })
+  ]);
+}

@@ -1,0 +1,59 @@
+# The options that the rootful and the rootless daemon have in common.
+{ lib, pkgs, rootless, nix ? pkgs.nix }:
+let
+  inherit (lib) literalExpression mkOption types;
+  toml = pkgs.formats.toml { };
+in
+{
+  package = mkOption {
+    type = types.package;
+    default =
+      # nixpkgs has the Go project under the same name; where the overlay is not used, this tree is built.
+      if pkgs ? nix-snapshotter && pkgs.nix-snapshotter ? checkConfig
+      then pkgs.nix-snapshotter
+      else pkgs.callPackage ../../../pkgs/nix-snapshotter.nix { };
+    defaultText = literalExpression "pkgs.nix-snapshotter";
+    description = "The nix-snapshotter package to use.";
+  };
+
+  path = mkOption {
+    type = types.listOf (types.either types.package types.path);
+    default = [ nix ];
+    defaultText = literalExpression (if rootless then "[ pkgs.nix ]" else "[ config.nix.package ]");
+    description = ''
+      What the daemon finds on its PATH. It needs `nix-store`, and whatever `settings.external_builder` calls by name.
+    '';
+  };
+
+  snapshotterName = mkOption {
+    type = types.strMatching "[A-Za-z0-9]+([._-][A-Za-z0-9]+)*";
+    default = "nix";
+    example = "nix-store";
+    description = ''
+      The name by which containerd and its clients know the snapshotter. The images of one name are not seen under
+      another. k3s from 1.35.3 on has a snapshotter of its own called `nix`, so that its embedded containerd needs
+      another name.
+    '';
+  };
+
+  settings = mkOption {
+    type = import ./settings.nix { inherit lib toml rootless; };
+    default = { };
+    example = literalExpression ''
+      {
+        socket_group = "containerd";
+        metrics.address = "127.0.0.1:9600";
+      }
+    '';
+    description = ''
+      The daemon's configuration file. It is checked when the system is built: a key that the daemon does not know is an
+      error there.
+    '';
+  };
+
+  configFile = mkOption {
+    type = types.nullOr types.path;
+    default = null;
+    description = "A configuration file to use in place of `settings`.";
+  };
+}

@@ -1,0 +1,3 @@
+{
+  imports = [ ../common/k3s-rootless.nix ./user-services.nix ];
+}

@@ -1,0 +1,3 @@
+{
+  imports = [ ../common/nix-snapshotter-rootless.nix ./user-services.nix ];
+}

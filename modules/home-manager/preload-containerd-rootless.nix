@@ -1,0 +1,3 @@
+{
+  imports = [ ../common/preload-containerd-rootless.nix ./user-services.nix ];
+}

@@ -1,0 +1,3 @@
+{
+  imports = [ ../common/containerd-rootless.nix ./user-services.nix ./rootless.nix ];
+}
