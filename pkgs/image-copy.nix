@@ -1,0 +1,34 @@
+# Programs that take an image elsewhere. What they are called with goes to nix2container, behind the options here.
+{ lib, writeShellScriptBin, nix-snapshotter }:
+
+let
+  # A word in which the shell expands variables when the program runs, as in "$XDG_RUNTIME_DIR/containerd/containerd.sock".
+  expanded = word:
+    ''"${lib.replaceStrings [ "\\" "\"" "`" "$(" ] [ "\\\\" "\\\"" "\\`" "\\$(" ] word}"'';
+  option = flag: value: lib.optionals (value != null) [ flag (expanded value) ];
+
+  program = name: words: writeShellScriptBin name ''
+    set -euo pipefail
+    exec ${lib.concatStringsSep " " ([ "${nix-snapshotter}/bin/nix2container" ] ++ words)} "$@"
+  '';
+in
+{
+  # Pushes archives, which become one image when there are several, to a registry.
+  toRegistry = { name, tag, archives }: { imageName ? name, imageTag ? tag, plainHTTP ? false }:
+    program "copy-to-registry" (
+      [ "push" ]
+      ++ option "--ref" "${imageName}:${imageTag}"
+      ++ lib.optional plainHTTP "--plain-http"
+      ++ map (archive: "${archive}") archives
+    );
+
+  # Loads an archive into containerd. What is not given here says the environment (CONTAINERD_ADDRESS,
+  # CONTAINERD_NAMESPACE), or else nix2container's defaults.
+  toContainerd = archive: { address ? null, namespace ? null }:
+    program "copy-to-containerd" (
+      [ "load" ]
+      ++ option "--address" address
+      ++ option "--namespace" namespace
+      ++ [ "${archive}" ]
+    );
+}

@@ -1,0 +1,2 @@
+# `nix-shell`, for Nix without flakes.
+(import ./.).devShells.${builtins.currentSystem}.default
