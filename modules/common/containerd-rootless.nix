@@ -30,8 +30,6 @@ let
   arguments = lib.mapAttrsToList (name: value: "--${name}=${value}") cfg.args;
 in
 {
-  imports = [ ./nix-snapshotter-rootless.nix ];
-
   options.virtualisation.containerd.rootless =
     import ./containerd/options.nix
       {
@@ -184,7 +182,7 @@ in
           inherit (daemon.settings) address;
           # kubelet has no use for it here, and the path is the user's.
           root = "/var/lib/containerd";
-          platform = "linux/${pkgs.stdenv.hostPlatform.go.GOARCH}";
+          platform = "linux/${pkgs.go.GOARCH}";
           # A user namespace maps no mounts of file systems that are not its own.
           idMappedMounts = false;
         };

@@ -50,8 +50,6 @@ let
   };
 in
 {
-  imports = [ ./user-services.nix ./nix-snapshotter-rootless.nix ];
-
   options.services.k3s.rootless =
     k3s.options { kubeConfig = "{file}`~/.kube/k3s.yaml`"; } // {
       enable = lib.mkEnableOption "k3s as a service of each user";

@@ -6,7 +6,7 @@ let
   k3s = config.services.k3s.rootless;
 
   units = import ./nix-snapshotter/unit.nix { inherit lib; };
-  configFile = import ./nix-snapshotter/config-file.nix { inherit lib pkgs; } cfg;
+  inherit (import ./nix-snapshotter/config-file.nix { inherit lib pkgs; } cfg) file;
   checks = import ./nix-snapshotter/checks.nix { inherit lib; } {
     inherit cfg;
     prefix = "services.nix-snapshotter.rootless";
@@ -15,8 +15,6 @@ let
   inK3s = k3s.enable && k3s.snapshotter == "nix";
 in
 {
-  imports = [ ./user-services.nix ./containerd-rootless.nix ./k3s-rootless.nix ];
-
   options.services.nix-snapshotter.rootless =
     import ./nix-snapshotter/options.nix
       {
@@ -33,7 +31,8 @@ in
     services.nix-snapshotter.rootless.settings.image_service.snapshotter = lib.mkDefault cfg.snapshotterName;
 
     services.nix-snapshotter.userServices.units.nix-snapshotter = units.user ({
-      inherit cfg configFile;
+      inherit cfg;
+      configFile = file;
     } // (if inK3s then {
       namespaces = "k3s.service";
       enter = "${k3s.nsenter}/bin/k3s-nsenter";

@@ -7,8 +7,6 @@ let
   k3s = config.services.k3s.rootless.enable;
 in
 {
-  imports = [ ./user-services.nix ./nix-snapshotter-rootless.nix ];
-
   options.services.preload-containerd.rootless = preload.options {
     address =
       if k3s then "$XDG_RUNTIME_DIR/k3s/containerd/containerd.sock" else "$XDG_RUNTIME_DIR/containerd/containerd.sock";

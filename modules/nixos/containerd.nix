@@ -19,8 +19,6 @@ let
   };
 in
 {
-  imports = [ ./k3s.nix ./nix-snapshotter.nix ];
-
   options.virtualisation.containerd =
     import ../common/containerd/options.nix
       {
@@ -88,7 +86,7 @@ in
         settings = settings.nixSnapshotter {
           name = daemon.snapshotterName;
           inherit (daemon.settings) address root;
-          platform = "linux/${pkgs.stdenv.hostPlatform.go.GOARCH}";
+          platform = "linux/${pkgs.go.GOARCH}";
           idMappedMounts = isVersion2 && daemon.settings.remap_ids != false;
         };
       };

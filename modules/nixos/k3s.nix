@@ -26,8 +26,6 @@ let
   textFlags = lib.filter (definition: builtins.isString definition.value) options.services.k3s.extraFlags.definitionsWithLocations;
 in
 {
-  imports = [ ./nix-snapshotter.nix ./containerd.nix ];
-
   options.services.k3s =
     k3s.options { kubeConfig = "{file}`/etc/rancher/k3s/k3s.yaml`"; } // {
       moreFlags = mkOption {
@@ -106,8 +104,10 @@ in
         k3s.checks
           {
             prefix = "services.k3s";
-            inherit (cfg) package containerdConfigTemplate;
+            inherit (cfg) package;
             name = daemon.snapshotterName;
+            # nixpkgs 24.11 has no such option.
+            containerdConfigTemplate = cfg.containerdConfigTemplate or null;
           }
         ++ [
           {

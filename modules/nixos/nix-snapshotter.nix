@@ -4,7 +4,7 @@ let
   cfg = config.services.nix-snapshotter;
   inherit (import ../common/unit.nix { inherit lib; }) toNixOS;
   units = import ../common/nix-snapshotter/unit.nix { inherit lib; };
-  configFile = import ../common/nix-snapshotter/config-file.nix { inherit lib pkgs; } cfg;
+  inherit (import ../common/nix-snapshotter/config-file.nix { inherit lib pkgs; } cfg) file;
   checks = import ../common/nix-snapshotter/checks.nix { inherit lib; } {
     inherit cfg;
     prefix = "services.nix-snapshotter";
@@ -32,7 +32,7 @@ in
   config = lib.mkIf cfg.enable {
     services.nix-snapshotter.settings.image_service.snapshotter = lib.mkDefault cfg.snapshotterName;
 
-    systemd.services.nix-snapshotter = toNixOS (units.system { inherit cfg configFile; });
+    systemd.services.nix-snapshotter = toNixOS (units.system { inherit cfg; configFile = file; });
 
     systemd.tmpfiles.settings."10-nix-snapshotter" =
       lib.mkIf (!(lib.hasPrefix "/var/lib/" cfg.settings.root)) {

@@ -8,8 +8,6 @@ let
   k3s = config.services.k3s.enable && !config.virtualisation.containerd.k3sIntegration;
 in
 {
-  imports = [ ./nix-snapshotter.nix ./containerd.nix ./k3s.nix ];
-
   options.services.preload-containerd = preload.options {
     address = daemon.settings.image_service.containerd_address;
     addressText = lib.literalExpression "config.services.nix-snapshotter.settings.image_service.containerd_address";

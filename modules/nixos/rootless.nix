@@ -7,8 +7,6 @@ let
   owner = user: user.autoSubUidGidRange || user.subUidRanges != [ ] && user.subGidRanges != [ ];
 in
 {
-  imports = [ ../common/containerd-rootless.nix ../common/k3s-rootless.nix ];
-
   config = lib.mkIf used {
     # So that containers of users have limits: https://rootlesscontaine.rs/getting-started/common/cgroup2/
     systemd.services."user@".serviceConfig.Delegate = lib.mkDefault "cpu cpuset io memory pids";

@@ -5,8 +5,6 @@ let
   export = import ../common/environment.nix { inherit lib; };
 in
 {
-  imports = [ ../common/user-services.nix ];
-
   config = lib.mkIf (cfg.units != { } || cfg.variables != { }) {
     systemd.user.services = lib.mapAttrs (_: toNixOS) cfg.units;
 

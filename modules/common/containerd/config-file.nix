@@ -7,12 +7,12 @@ let
     if settings.version or 2 == 2 && lib.versionAtLeast package.version "2"
     then toVersion3 settings
     else settings;
-  file = (pkgs.formats.toml { }).generate "containerd.toml" wanted;
+  file = (pkgs.formats.toml { }).generate "containerd-unchecked.toml" wanted;
 in
 {
   settings = wanted;
 
-  file = pkgs.runCommand "containerd-config.toml" { nativeBuildInputs = [ package ]; } ''
+  file = pkgs.runCommand "containerd.toml" { nativeBuildInputs = [ package ]; } ''
     containerd --config ${file} config dump >/dev/null
     ln -s ${file} $out
   '';

@@ -39,6 +39,8 @@ let
   };
 in
 {
+  inherit child;
+
   hold = pkgs.writeShellApplication {
     name = "containerd-namespaces";
     runtimeInputs = [ pkgs.coreutils pkgs.gnugrep pkgs.iproute2 pkgs.rootlesskit pkgs.slirp4netns pkgs.util-linux ];

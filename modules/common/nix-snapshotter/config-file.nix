@@ -1,9 +1,14 @@
-# The configuration file that the daemon is started with: the user's own, or `settings`, checked by the daemon.
+# The daemon's configuration: what of `settings` is set, and the file that it is started with, which it has checked itself.
 { lib, pkgs }:
 cfg:
 let
-  set = lib.filterAttrsRecursive (_: value: value != null && value != { }) cfg.settings;
+  settings = lib.filterAttrsRecursive (_: value: value != null && value != { }) cfg.settings;
 in
-if cfg.configFile != null
-then cfg.configFile
-else cfg.package.checkConfig ((pkgs.formats.toml { }).generate "nix-snapshotter.toml" set)
+{
+  inherit settings;
+
+  file =
+    if cfg.configFile != null
+    then cfg.configFile
+    else cfg.package.checkConfig ((pkgs.formats.toml { }).generate "nix-snapshotter-unchecked.toml" settings);
+}

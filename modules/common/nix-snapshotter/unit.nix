@@ -16,7 +16,8 @@ let
   };
 
   # What the daemon has to do with the machine: it reads and deletes files of any owner, asks the kernel what overlays
-  # can do, and speaks with containerd and Nix through sockets. It mounts nothing: that is containerd's.
+  # can do, and speaks with containerd and Nix through sockets. It mounts nothing: that is containerd's. RestrictSUIDSGID
+  # is not among these, because its filter forbids openat2, by which the trees of snapshots are deleted.
   hardening = {
     # chown of a root to the one that containerd asks for; files whose owner is another, and their modes; overlays and
     # the attributes `trusted.overlay.*`. Nothing else.
@@ -49,7 +50,6 @@ let
     RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
     RestrictNamespaces = true;
     RestrictRealtime = true;
-    RestrictSUIDSGID = true;
     SystemCallArchitectures = "native";
     # @mount to ask the kernel what overlays can do; nothing is mounted.
     SystemCallFilter = [ "@system-service" "@mount" ];

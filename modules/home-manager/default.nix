@@ -1,0 +1,6 @@
+{
+  imports = [
+    ../common/rootless.nix
+    ./user-services.nix
+  ];
+}

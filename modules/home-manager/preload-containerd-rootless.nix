@@ -1,3 +1,0 @@
-{
-  imports = [ ../common/preload-containerd-rootless.nix ./user-services.nix ];
-}

@@ -1,3 +1,0 @@
-{
-  imports = [ ../common/containerd-rootless.nix ./user-services.nix ./rootless.nix ];
-}

@@ -1,3 +1,0 @@
-{
-  imports = [ ../common/k3s-rootless.nix ./user-services.nix ./rootless.nix ];
-}

@@ -1,3 +1,0 @@
-{
-  imports = [ ../common/nix-snapshotter-rootless.nix ./user-services.nix ./rootless.nix ];
-}

@@ -1,0 +1,125 @@
+# services.nix-snapshotter
+{ lib, pkgs, evaluate, checks }:
+let
+  daemon = settings: evaluate.nixos {
+    services.nix-snapshotter = { enable = true; } // settings;
+  };
+  unit = result: result.units."nix-snapshotter.service";
+  service = result: result.config.systemd.services.nix-snapshotter.serviceConfig;
+in
+{
+  "nothing is there unless it is enabled" =
+    let result = evaluate.nixos { }; in
+    checks.accepted result // {
+      "no unit" = !(result.units ? "nix-snapshotter.service");
+      "no user unit" = !(result.userUnits ? "nix-snapshotter.service");
+      "containerd is as nixpkgs has it" = !(result.units ? "containerd.service");
+    };
+
+  "by itself" =
+    let result = daemon { }; in
+    checks.accepted result
+    // checks.lines [
+      "Before=containerd.service"
+      "Type=notify"
+      "ProtectSystem=strict"
+      "NoNewPrivileges=true"
+      "StateDirectory=containerd/io.containerd.snapshotter.v1.nix"
+      "RuntimeDirectory=nix-snapshotter"
+      "Environment=\"NIX_REMOTE=daemon\""
+    ]
+      (unit result)
+    // {
+      "the daemon of Nix is there before" = lib.hasInfix "nix-daemon.socket" (unit result);
+      "its Nix is the machine's" = lib.elem result.config.nix.package result.config.systemd.services.nix-snapshotter.path;
+      "the configuration is checked" = lib.hasInfix "nix-snapshotter.toml" (service result).ExecStart;
+    };
+
+  "keys of the configuration, known and unknown ones" =
+    let
+      result = daemon {
+        settings = {
+          socket_group = "containerd";
+          metrics.address = "127.0.0.1:9600";
+          mount_options = [ "volatile" ];
+          # Left to the check at build time.
+          of_a_later_version = 1;
+        };
+      };
+      inherit (result.config.services.nix-snapshotter) settings;
+    in
+    checks.accepted result // {
+      "the group" = settings.socket_group == "containerd";
+      "the address" = settings.metrics.address == "127.0.0.1:9600";
+      "defaults beside" = settings.image_service.enable && settings.max_realisations == 8;
+      "what is not known is kept" = settings.of_a_later_version == 1;
+    };
+
+  "a value that cannot be" = {
+    "it is refused" = !(builtins.tryEval (daemon { settings.max_realisations = 0; }).config.services.nix-snapshotter.settings.max_realisations).success;
+  };
+
+  "a root elsewhere" =
+    let result = daemon { settings.root = "/data/nix-snapshotter"; }; in
+    checks.accepted result
+    // checks.lines [ "ReadWritePaths=/data/nix-snapshotter" ] (unit result)
+    // {
+      "no directory of the state" = !(service result ? StateDirectory);
+      "it is made" = result.config.systemd.tmpfiles.settings."10-nix-snapshotter" ? "/data/nix-snapshotter";
+    };
+
+  "the root of another snapshotter" =
+    checks.refused [ "services.nix-snapshotter.settings.root" "io.containerd.snapshotter.v1.overlayfs" "directory of its own" ]
+      (daemon { settings.root = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"; });
+
+  "an address with a scheme" =
+    checks.refused [ "services.nix-snapshotter.settings.address" "without `unix://`" ]
+      (daemon { settings.address = "unix:///run/nix-snapshotter/nix-snapshotter.sock"; });
+
+  "an external builder" =
+    let
+      builder = pkgs.writeShellScript "builder" ''exec nix build --out-link "$1" "$2"'';
+      result = daemon { settings.external_builder = builder; };
+    in
+    checks.accepted result // {
+      "it is in the configuration" = toString result.config.services.nix-snapshotter.settings.external_builder == toString builder;
+      "which may need what the daemon does not" = !(lib.hasInfix "ProtectSystem" (unit result));
+    };
+
+  "an external builder beside a file" =
+    checks.refused [ "external_builder has no effect" "configFile" ]
+      (daemon {
+        configFile = "/etc/nix-snapshotter/config.toml";
+        settings.external_builder = "/bin/builder";
+      });
+
+  "a file of one's own" =
+    let result = daemon { configFile = "/etc/nix-snapshotter/config.toml"; }; in
+    checks.accepted result // {
+      "it is used as it is" = lib.hasSuffix "--config /etc/nix-snapshotter/config.toml" (service result).ExecStart;
+    };
+
+  "the package of the Go project" =
+    checks.refused [ "services.nix-snapshotter.package" "Go project" "overlays.default" ]
+      (daemon {
+        package = pkgs.hello;
+        configFile = "/etc/nix-snapshotter/config.toml";
+      });
+
+  "without Nix" =
+    checks.refused [ "nix.enable is false" "Set it to true" ]
+      (evaluate.nixos {
+        services.nix-snapshotter.enable = true;
+        nix.enable = false;
+      });
+
+  "another name" =
+    let result = daemon { snapshotterName = "store"; }; in
+    checks.accepted result // {
+      "the image service knows it" = result.config.services.nix-snapshotter.settings.image_service.snapshotter == "store";
+    };
+
+  "two names" =
+    checks.warned [ "image_service.snapshotter is other" "nix-snapshotter.snapshotterName" ]
+      (daemon { settings.image_service.snapshotter = "other"; });
+}
