@@ -73,7 +73,7 @@ let
       buildMultiPlatformImage = callPackage ./multi-platform-image.nix { nix-snapshotter = forBuilding; };
 
       # A link to `file`, a configuration of the daemon, once the daemon has found it to be valid.
-      checkConfig = file: runCommand "nix-snapshotter-checked.toml" { nativeBuildInputs = [ forBuilding ]; } ''
+      checkConfig = file: runCommand "nix-snapshotter.toml" { nativeBuildInputs = [ forBuilding ]; } ''
         nix-snapshotter check-config ${file}
         ln -s ${file} $out
       '';

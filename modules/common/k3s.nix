@@ -17,10 +17,22 @@ let
   hasContainerd2 = version:
     lib.versionAtLeast version "1.32.2"
     || lib.versionAtLeast version "1.31.6" && lib.versionOlder version "1.32";
+  # What is merged into the configuration that k3s writes for containerd 2.x.
+  dropIn = { name, address, root }: {
+    version = 3;
+    proxy_plugins.${name} = {
+      type = "snapshot";
+      inherit address;
+      exports.root = root;
+    };
+    # k3s turns annotations off for every snapshotter that it does not know.
+    plugins."io.containerd.cri.v1.images" = {
+      snapshotter = name;
+      disable_snapshot_annotations = false;
+    };
+  };
 in
 {
-  inherit hasContainerd2;
-
   options = { kubeConfig }: {
     snapshotter = mkOption {
       type = types.enum [ "overlayfs" "fuse-overlayfs" "stargz" "nix" ];
@@ -47,28 +59,18 @@ in
     };
   };
 
+  inherit dropIn;
+
   # Files below k3s' directory for containerd's configuration, by their names. `directory` is where that is.
   containerdFiles = { version, directory, name, address, root }:
     let
-      dropIn = "config-v3.toml.d/nix-snapshotter.toml";
+      file = "config-v3.toml.d/nix-snapshotter.toml";
     in
     {
-      ${dropIn} = toml.generate "k3s-nix-snapshotter.toml" {
-        version = 3;
-        proxy_plugins.${name} = {
-          type = "snapshot";
-          inherit address;
-          exports.root = root;
-        };
-        # k3s turns annotations off for every snapshotter that it does not know.
-        plugins."io.containerd.cri.v1.images" = {
-          snapshotter = name;
-          disable_snapshot_annotations = false;
-        };
-      };
+      ${file} = toml.generate "k3s-nix-snapshotter.toml" (dropIn { inherit name address root; });
     } // lib.optionalAttrs (!hasDropIns version) {
       "config-v3.toml.tmpl" = pkgs.writeText "k3s-config-v3.toml.tmpl" ''
-        imports = ["${directory}/${dropIn}"]
+        imports = ["${directory}/${file}"]
         {{ template "base" . }}
       '';
     };

@@ -34,28 +34,133 @@ let
   under = directory: lib.mapAttrs' (name: lib.nameValuePair "${directory}/${name}");
   pick = names: texts: lib.genAttrs names (name: texts.${name});
 
-  archives = [ pkgs.hello-image pkgs.redis-image ];
+  inherit (import ../../pkgs/examples.nix { inherit pkgs; }) hello redis;
+  targets = [{ archives = [ hello redis ]; }];
+  k3sOfToday = pkgs.k3s // { version = "1.35.4+k3s1"; };
 
-  rootful = version:
-    let
-      containerd = pkgs.containerd // { inherit version; };
-      inherit (evaluate.nixos {
-        virtualisation.containerd = {
-          enable = true;
-          nixSnapshotterIntegration = true;
-        };
-        services.nix-snapshotter.enable = true;
-        services.preload-containerd = {
-          enable = true;
-          targets = [{ inherit archives; }];
-        };
-      }) config units;
-      inherit (config.virtualisation.containerd) settings;
-    in
-    under "system" (pick [ "containerd.service" "nix-snapshotter.service" "preload-containerd.service" ] units)
-    // under "files" {
-      "nix-snapshotter.toml" = toml (daemonFile config.services.nix-snapshotter).settings;
-      "containerd.toml" = toml (containerdFile { package = containerd; inherit settings; }).settings;
+  containerdFiles = settings: {
+    # containerd 2.x reads the one, containerd 1.7 the other.
+    "containerd.toml" = toml (containerdFile { package.version = "2.2.0"; inherit settings; }).settings;
+    "containerd-1.7.toml" = toml (containerdFile { package.version = "1.7.0"; inherit settings; }).settings;
+  };
+
+  daemonFiles = cfg: { "nix-snapshotter.toml" = toml (daemonFile cfg).settings; };
+
+  rootful = {
+    virtualisation.containerd = {
+      enable = true;
+      nixSnapshotterIntegration = true;
     };
+    services.nix-snapshotter.enable = true;
+    services.preload-containerd = { enable = true; inherit targets; };
+  };
+
+  rootless = {
+    virtualisation.containerd.rootless = {
+      enable = true;
+      nixSnapshotterIntegration = true;
+    };
+    services.nix-snapshotter.rootless.enable = true;
+    services.preload-containerd.rootless = { enable = true; inherit targets; };
+  };
+
+  user = module: evaluate.nixos {
+    imports = [ module ];
+    users.users.alice = {
+      isNormalUser = true;
+      linger = true;
+    };
+  };
+
+  rootlessFiles = config:
+    let
+      cfg = config.virtualisation.containerd.rootless;
+      programs = namespaces { inherit (cfg) bindMounts; };
+    in
+    containerdFiles cfg.settings
+    // daemonFiles config.services.nix-snapshotter.rootless
+    // {
+      containerd-namespaces = script programs.hold;
+      containerd-namespaces-child = script programs.child;
+      containerd-nsenter = script programs.nsenter;
+    };
+
+  configurations = {
+    rootful =
+      let inherit (evaluate.nixos rootful) config units; in
+      under "system" (pick [ "containerd.service" "nix-snapshotter.service" "preload-containerd.service" ] units)
+      // under "files" (containerdFiles config.virtualisation.containerd.settings // daemonFiles config.services.nix-snapshotter);
+
+    # What differs from the above.
+    external-builder =
+      let
+        inherit (evaluate.nixos {
+          imports = [ rootful ];
+          services.nix-snapshotter.settings.external_builder = pkgs.writeShellScript "external-builder" "";
+        }) config units;
+      in
+      under "system" (pick [ "nix-snapshotter.service" ] units)
+      // under "files" (daemonFiles config.services.nix-snapshotter);
+
+    rootless =
+      let inherit (user rootless) config userUnits; in
+      under "user"
+        (pick [ "containerd-namespaces.service" "containerd.service" "nix-snapshotter.service" "preload-containerd.service" ]
+          userUnits)
+      // under "files" (rootlessFiles config);
+
+    # The files are those of the above.
+    home-manager = under "user" (lib.mapAttrs' (name: unit: lib.nameValuePair "${name}.service" (unitText unit))
+      (pick [ "containerd-namespaces" "containerd" "nix-snapshotter" "preload-containerd" ]
+        (evaluate.homeManager rootless).userServices));
+
+    k3s =
+      let
+        inherit (evaluate.nixos {
+          services.k3s = {
+            enable = true;
+            package = k3sOfToday;
+            snapshotter = "nix";
+          };
+        }) config units;
+        cfg = config.services.nix-snapshotter;
+        inherit (import ../../modules/common/k3s.nix { inherit lib pkgs; }) dropIn;
+      in
+      under "system" (pick [ "k3s.service" "nix-snapshotter.service" ] units)
+      // under "files" (daemonFiles cfg // {
+        "k3s-nix-snapshotter.toml" = toml (dropIn { name = cfg.snapshotterName; inherit (cfg.settings) address root; });
+      });
+
+    k3s-external =
+      let
+        inherit (evaluate.nixos {
+          imports = [ rootful ];
+          virtualisation.containerd.k3sIntegration = true;
+          services.k3s = {
+            enable = true;
+            package = k3sOfToday;
+          };
+        }) config units;
+      in
+      under "system" (pick [ "containerd.service" "k3s.service" "nix-snapshotter.service" ] units)
+      // under "files" (containerdFiles config.virtualisation.containerd.settings);
+
+    k3s-rootless =
+      let
+        inherit (user {
+          services.k3s.rootless = {
+            enable = true;
+            package = k3sOfToday;
+            snapshotter = "nix";
+          };
+        }) config userUnits;
+      in
+      under "user" (pick [ "k3s.service" "nix-snapshotter.service" ] userUnits)
+      // under "files" (daemonFiles config.services.nix-snapshotter.rootless // {
+        k3s-nsenter = script config.services.k3s.rootless.nsenter;
+      });
+  };
 in
-1
+lib.concatMapAttrs
+  (name: texts: under name (lib.mapAttrs (_: packagesByName) texts))
+  configurations

@@ -2,7 +2,8 @@
 { lib, pkgs }:
 cfg:
 let
-  settings = lib.filterAttrsRecursive (_: value: value != null && value != { }) cfg.settings;
+  withoutNulls = lib.filterAttrsRecursive (_: value: value != null) cfg.settings;
+  settings = lib.filterAttrs (_: value: value != { }) withoutNulls;
 in
 {
   inherit settings;

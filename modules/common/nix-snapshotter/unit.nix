@@ -15,46 +15,55 @@ let
     };
   };
 
-  # What the daemon has to do with the machine: it reads and deletes files of any owner, asks the kernel what overlays
-  # can do, and speaks with containerd and Nix through sockets. It mounts nothing: that is containerd's. RestrictSUIDSGID
-  # is not among these, because its filter forbids openat2, by which the trees of snapshots are deleted.
-  hardening = {
-    # chown of a root to the one that containerd asks for; files whose owner is another, and their modes; overlays and
-    # the attributes `trusted.overlay.*`. Nothing else.
-    CapabilityBoundingSet = [
-      "CAP_CHOWN"
-      "CAP_DAC_OVERRIDE"
-      "CAP_DAC_READ_SEARCH"
-      "CAP_FOWNER"
-      "CAP_FSETID"
-      "CAP_SYS_ADMIN"
-    ];
-    # Nix calls no setuid program.
-    NoNewPrivileges = true;
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
-    # No device is needed; overlays are none.
-    PrivateDevices = true;
-    PrivateTmp = true;
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    # Nix reads ~/.config/nix and ~/.netrc.
-    ProtectHome = "read-only";
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelTunables = true;
-    # Its root, its socket and its cache are excepted below.
-    ProtectSystem = "strict";
-    RemoveIPC = true;
-    # Nix and containerd by unix sockets; metrics on the loopback device.
-    RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    SystemCallArchitectures = "native";
-    # @mount to ask the kernel what overlays can do; nothing is mounted.
-    SystemCallFilter = [ "@system-service" "@mount" ];
-    SystemCallErrorNumber = "EPERM";
-  };
+  # What the daemon has to do with the machine: it reads and deletes files of any owner, and speaks with Nix and containerd
+  # through sockets. It mounts nothing: that is containerd's. Each directive has been tried with the daemon.
+  #
+  # Not among them: RestrictSUIDSGID, whose filter forbids openat2, by which the trees of snapshots are deleted;
+  # PrivateUsers, under which files of other owners cannot be deleted; ProcSubset, without which Nix warns of /proc/stat
+  # in each of its messages.
+  hardening = cfg:
+    let
+      # Only to try them when the daemon starts. What a file of one's own says is not known here.
+      triesMountOptions = cfg.configFile != null || cfg.settings.mount_options != [ ];
+      usesFuse = cfg.configFile != null || cfg.settings.overlay == "fuse-overlayfs";
+    in
+    {
+      # Files of other owners, the work directories of overlays, which have mode 0, and those in sticky directories; and
+      # chown, for images that are copied with other owners.
+      CapabilityBoundingSet = toString ([ "CAP_CHOWN" "CAP_DAC_OVERRIDE" "CAP_FOWNER" ]
+        ++ lib.optional triesMountOptions "CAP_SYS_ADMIN");
+      KeyringMode = "private";
+      LockPersonality = true;
+      MemoryDenyWriteExecute = true;
+      # Nix runs no setuid program.
+      NoNewPrivileges = true;
+      PrivateTmp = true;
+      ProtectClock = true;
+      ProtectControlGroups = true;
+      ProtectHostname = true;
+      ProtectKernelLogs = true;
+      # Overlays need none that is not loaded at boot.
+      ProtectKernelModules = true;
+      ProtectKernelTunables = true;
+      ProtectProc = "invisible";
+      RemoveIPC = true;
+      # AF_INET for metrics on a loopback address, and for what a builder fetches.
+      RestrictAddressFamilies = "AF_UNIX AF_INET AF_INET6";
+      RestrictNamespaces = true;
+      RestrictRealtime = true;
+      SystemCallArchitectures = "native";
+      SystemCallErrorNumber = "EPERM";
+      SystemCallFilter = toString ([ "@system-service" ] ++ lib.optional triesMountOptions "@mount");
+    }
+    // (if usesFuse
+    then { DevicePolicy = "closed"; DeviceAllow = "/dev/fuse rw"; }
+    else { PrivateDevices = true; })
+    # Where a file of one's own has the root is not known here.
+    // lib.optionalAttrs (cfg.configFile == null) ({
+      # root's ~/.config/nix and ~/.netrc are read.
+      ProtectHome = "read-only";
+      ProtectSystem = "strict";
+    } // writable cfg.settings.root);
 
   # systemd makes what lies below /var/lib; another place has to be there.
   writable = root:
@@ -77,13 +86,9 @@ in
       service = common.service // {
         ExecStart = "${cfg.package}/bin/nix-snapshotter --config ${configFile}";
         RuntimeDirectory = "nix-snapshotter";
-        # containerd keeps its connection to the socket's path over a restart.
-        RuntimeDirectoryPreserve = true;
+        # For a builder that evaluates.
         CacheDirectory = "nix-snapshotter";
-      }
-      // writable cfg.settings.root
-      # A builder may need anything.
-      // lib.optionalAttrs (cfg.settings.external_builder == null && cfg.configFile == null) hardening;
+      } // hardening cfg;
     };
 
   # `namespaces` is the unit that holds the namespaces of containerd, `enter` the program that enters them.

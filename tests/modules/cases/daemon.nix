@@ -76,6 +76,19 @@ in
     checks.refused [ "services.nix-snapshotter.settings.address" "without `unix://`" ]
       (daemon { settings.address = "unix:///run/nix-snapshotter/nix-snapshotter.sock"; });
 
+  "options of overlays, and fuse-overlayfs" =
+    let
+      options = daemon { settings.mount_options = [ "volatile" ]; };
+      fuse = daemon { settings.overlay = "fuse-overlayfs"; };
+    in
+    checks.accepted options // checks.accepted fuse // {
+      "options are tried" = lib.hasInfix "CAP_SYS_ADMIN" (service options).CapabilityBoundingSet
+        && lib.hasInfix "@mount" (service options).SystemCallFilter;
+      "without them nothing is" = !(lib.hasInfix "CAP_SYS_ADMIN" (service fuse).CapabilityBoundingSet);
+      "fuse has its device" = (service fuse).DeviceAllow == "/dev/fuse rw";
+      "which nobody else has" = (service options).PrivateDevices;
+    };
+
   "an external builder" =
     let
       builder = pkgs.writeShellScript "builder" ''exec nix build --out-link "$1" "$2"'';
@@ -83,7 +96,6 @@ in
     in
     checks.accepted result // {
       "it is in the configuration" = toString result.config.services.nix-snapshotter.settings.external_builder == toString builder;
-      "which may need what the daemon does not" = !(lib.hasInfix "ProtectSystem" (unit result));
     };
 
   "an external builder beside a file" =
@@ -96,6 +108,7 @@ in
   "a file of one's own" =
     let result = daemon { configFile = "/etc/nix-snapshotter/config.toml"; }; in
     checks.accepted result // {
+      "its root is not known" = !(service result ? ProtectSystem) && !(service result ? StateDirectory);
       "it is used as it is" = lib.hasSuffix "--config /etc/nix-snapshotter/config.toml" (service result).ExecStart;
     };
 
