@@ -9,7 +9,7 @@
 export PREFIX ?= build/bin
 
 .PHONY: all build nix-snapshotter nix2container start-containerd start-nix-snapshotter load-hello load-redis \
-	run-hello run-redis nsenter sandbox test test-kubernetes soak fuzz lint fmt bench clean help
+	run-hello run-redis nsenter sandbox test test-kubernetes test-nix docs soak fuzz lint fmt bench clean help
 
 all: build
 
@@ -42,6 +42,12 @@ test: ## Run all tests, on both suites
 
 test-kubernetes: ## Run kubelet, crictl and nerdctl on the daemon, on both suites
 	@dev/test-kubernetes $(SUITE)
+
+test-nix: ## Evaluate the modules, the packages and the whole flake
+	@dev/test-nix
+
+docs: ## Make docs/configuration.md and tests/golden anew
+	@dev/test-nix --update
 
 soak: ## Repeat for long what may fail once in many times: kills, damages
 	@dev/soak $(SUITE)

@@ -1,7 +1,7 @@
 # The modules, evaluated with many configurations: what comes out, and what is refused in which words.
 #
-# Gives `failures`, the descriptions of all checks that do not hold by the name of their test, and `count`, how many tests
-# there are. No package is built for it.
+# Gives the `names` of all tests; their `failures`, the descriptions of what does not hold by the name of the test; and the
+# names of those that are `skipped`, because `home-manager` is null. No package is built for it.
 { pkgs, lib ? pkgs.lib, home-manager }:
 let
   evaluate = import ./evaluate.nix { inherit lib pkgs home-manager; };
@@ -45,13 +45,16 @@ let
   # A message is wrapped where its source is.
   flat = lib.replaceStrings [ "\n" ] [ " " ];
 
-  failures = lib.filterAttrs (_: failed: failed != [ ]) (lib.mapAttrs
-    (_: test: lib.attrNames (lib.filterAttrs (_: holds: !holds) test))
-    tests);
+  isOfHomeManager = name: lib.hasInfix "Home Manager" name;
+  skipped = lib.optionals (home-manager == null) (lib.filter isOfHomeManager (lib.attrNames tests));
+  run = builtins.removeAttrs tests skipped;
+
+  failures = lib.filterAttrs (_: failed: failed != [ ])
+    (lib.mapAttrs (_: test: lib.attrNames (lib.filterAttrs (_: value: !value) test)) run);
 in
 {
-  inherit failures;
-  count = builtins.length (lib.attrNames tests);
+  inherit failures skipped;
+  names = lib.attrNames run;
 
   # For `nix flake check`.
   check =

@@ -17,7 +17,7 @@ pub(crate) const DEFAULT_FILE: &str = "/etc/nix-snapshotter/config.toml";
 
 /// The keys of the configuration file with their defaults.
 ///
-/// `docs/configuration.md` describes them for users; a key that is not listed here is refused.
+/// `docs/daemon.md` describes them for users; a key that is not listed here is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {

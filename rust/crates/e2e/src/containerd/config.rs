@@ -219,7 +219,7 @@ disabled_plugins = {disabled:?}
 }
 
 impl Cri {
-    /// As `docs/configuration.md` says, without a network but the host's by default, and without the capability
+    /// As `docs/daemon.md` says, without a network but the host's by default, and without the capability
     /// (CAP_SYS_RESOURCE) that the scores of pods want.
     fn section(&self, version: u32, dir: &Path) -> String {
         let Self {

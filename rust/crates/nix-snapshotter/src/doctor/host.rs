@@ -51,7 +51,7 @@ pub(super) fn kernel(root: &Path, options: &snapshots::Options) -> (Option<bool>
 
 fn check_features(root: &Path, options: &snapshots::Options, features: &Features) -> Vec<Finding> {
     if let Err(error) = features.suffice(root, options.overlay) {
-        let remedy = "the daemon does not start before; docs/configuration.md tells what `root` \
+        let remedy = "the daemon does not start before; docs/daemon.md tells what `root` \
                       and `overlay` need";
         return vec![KERNEL.error(chain(&error), remedy)];
     }
