@@ -111,6 +111,6 @@ let
       found = problems known args;
     in
     if found == [ ] then build args
-    else throw (lib.concatStringsSep "\n" ([ "buildImage cannot build ${args.name or "an image"}:" ] ++ map (problem: "- ${problem}") found));
+    else throw (lib.concatStringsSep "\n" ([ "buildImage cannot build ${if lib.isString (args.name or null) then args.name else "an image"}:" ] ++ map (problem: "- ${problem}") found));
 in
 lib.setFunctionArgs checked (lib.functionArgs build)
