@@ -1,0 +1,48 @@
+# Store paths that a program of the administrator provides, and not Nix by itself.
+{ examples, pkgs, python, ... }:
+let
+  cache = "file:///var/cache/nix";
+  calls = "/var/lib/external-builder-calls";
+
+  builder = pkgs.writeShellApplication {
+    name = "external-builder";
+    runtimeInputs = [ pkgs.coreutils pkgs.nix ];
+    text = ''
+      echo "$2" >>${calls}
+      nix-store --realise "$2" --add-root "$1" --option substituters ${cache} --option require-sigs false
+    '';
+  };
+in
+{
+  # What the script names is in the store by `additionalPaths`.
+  includeTestScriptReferences = false;
+
+  nodes.machine = {
+    imports = [ ./common/rootful.nix ./common/own-store.nix ];
+    services.nix-snapshotter.settings.external_builder = "${builder}/bin/external-builder";
+    nix.settings.experimental-features = [ "nix-command" ];
+    # In the store without anything that holds it.
+    virtualisation.additionalPaths = [ examples.hello ];
+  };
+
+  testScript = python + ''
+    machine.wait_for_unit("containerd.service")
+
+    with subtest("the closure is in a cache alone"):
+        machine.succeed("nix copy --no-check-sigs --to ${cache} ${examples.hello}")
+        machine.succeed("cp ${examples.hello} /tmp/hello.tar")
+        machine.succeed("nix-collect-garbage")
+        machine.fail("test -e ${pkgs.hello}")
+
+    with subtest("the builder brings it"):
+        machine.succeed("nix2container load /tmp/hello.tar")
+        machine.succeed("grep --fixed-strings closure-info ${calls}")
+        output = machine.succeed(as_root("nerdctl run --rm ${examples.hello.image}"))
+        assert "Hello, world!" in output, output
+
+    with subtest("the builder's roots hold it"):
+        machine.succeed("nix-collect-garbage")
+        machine.succeed("test -e ${pkgs.hello}")
+        machine.succeed(as_root("nerdctl run --rm ${examples.hello.image}"))
+  '';
+}

@@ -1,0 +1,47 @@
+# Nix images under the runtime of gVisor, for root and for a user.
+{ pkgs, python, ... }:
+let
+  redis = pkgs.nix-snapshotter.buildImage {
+    name = "example.org/redis";
+    copyToRoot = [ pkgs.util-linux ];
+    config = {
+      entrypoint = [ "${pkgs.redis}/bin/redis-server" ];
+      cmd = [ "--protected-mode" "no" ];
+    };
+  };
+
+  preload = {
+    enable = true;
+    targets = [{ archives = [ redis ]; }];
+  };
+in
+{
+  nodes.rootful = {
+    imports = [ ./common/rootful.nix ];
+    virtualisation.containerd.gVisorIntegration = true;
+    services.preload-containerd = preload;
+  };
+
+  nodes.rootless = {
+    imports = [ ./common/rootless.nix ];
+    virtualisation.containerd.rootless.gVisorIntegration = true;
+    services.preload-containerd.rootless = preload;
+  };
+
+  testScript = python + ''
+    start_all()
+
+    for machine, user, run in [(rootful, None, as_root), (rootless, "alice", as_alice)]:
+        machine.wait_for_unit("preload-containerd.service", user)
+
+        with subtest(f"{machine.name}: redis answers"):
+            machine.succeed(run(
+                "nerdctl run --detach --name redis --runtime runsc --cap-add syslog --publish 30000:6379 ${redis.image}"
+            ))
+            machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
+
+        with subtest(f"{machine.name}: from within gVisor"):
+            output = machine.succeed(run("nerdctl exec redis dmesg"))
+            assert "Starting gVisor" in output, output
+  '';
+}

@@ -1,0 +1,29 @@
+# The same under k3s with the containerd of the system.
+{ k8sResources, pkgs, ... }:
+let
+  k3s = import ./common/k3s.nix { inherit pkgs; };
+  manifests = import ./common/redis-manifests.nix {
+    pod = k8sResources.redisPod;
+    service = k8sResources.redisService;
+  };
+in
+{
+  nodes.machine = {
+    imports = [ k3s.machine manifests ./common/rootful.nix ];
+
+    virtualisation.containerd.k3sIntegration = true;
+    services.k3s = {
+      enable = true;
+      setKubeConfig = true;
+      moreFlags = k3s.flags;
+    };
+
+    # k3s loads images into its embedded containerd only.
+    services.preload-containerd = {
+      enable = true;
+      targets = [{ archives = k3s.images; namespace = "k8s.io"; }];
+    };
+  };
+
+  testScript = k3s.script "machine" "as_root";
+}

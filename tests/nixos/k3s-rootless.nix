@@ -1,0 +1,28 @@
+# The same under the k3s of a user.
+{ k8sResources, pkgs, ... }:
+let
+  k3s = import ./common/k3s.nix { inherit pkgs; };
+  manifests = import ./common/redis-manifests.nix {
+    pod = k8sResources.redisPod;
+    service = k8sResources.redisService;
+  };
+in
+{
+  nodes.machine = {
+    imports = [ k3s.machine manifests ./common/alice.nix ];
+
+    services.k3s.rootless = {
+      enable = true;
+      setKubeConfig = true;
+      snapshotter = "nix";
+      extraFlags = k3s.flags;
+    };
+
+    services.preload-containerd.rootless = {
+      enable = true;
+      targets = [{ archives = k3s.images; namespace = "k8s.io"; }];
+    };
+  };
+
+  testScript = k3s.script "machine" "as_alice";
+}

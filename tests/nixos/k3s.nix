@@ -1,0 +1,28 @@
+# A pod whose image is a store path, under k3s with its embedded containerd.
+{ k8sResources, pkgs, ... }:
+let
+  k3s = import ./common/k3s.nix { inherit pkgs; };
+  manifests = import ./common/redis-manifests.nix {
+    pod = k8sResources.redisPod;
+    service = k8sResources.redisService;
+  };
+in
+{
+  nodes.machine = {
+    imports = [ k3s.machine manifests ];
+
+    services.k3s = {
+      enable = true;
+      setEmbeddedContainerd = true;
+      setKubeConfig = true;
+      snapshotter = "nix";
+      inherit (k3s) images;
+      moreFlags = k3s.flags;
+    };
+  };
+
+  testScript = k3s.script "machine" "as_root" + ''
+    with subtest("CONTAINERD_… name the embedded containerd"):
+        machine.succeed(as_root("ctr images list --quiet | grep --fixed-strings nix:0/nix/store/"))
+  '';
+}

@@ -1,0 +1,70 @@
+# Images to a registry and back, by root and by a user.
+{ examples, pkgs, python, ... }:
+let
+  registry = "registry:5000";
+
+  # The image of `examples` under its own name and an ordinary one, for the registry.
+  push = examples.hello.copyToRegistry { imageName = "${registry}/$PLACE/nix"; plainHTTP = true; };
+  ordinaryName = "${registry}/ordinary";
+  ordinary = pkgs.dockerTools.buildImage {
+    name = ordinaryName;
+    tag = "latest";
+    config.Entrypoint = [ "${pkgs.hello}/bin/hello" ];
+  };
+
+  preload = {
+    enable = true;
+    targets = [{ archives = [ ordinary ]; }];
+  };
+  client = {
+    environment.systemPackages = [ push ];
+  };
+in
+{
+  nodes.registry.services.dockerRegistry = {
+    enable = true;
+    listenAddress = "0.0.0.0";
+    openFirewall = true;
+  };
+
+  nodes.rootful = {
+    imports = [ ./common/rootful.nix client ];
+    services.preload-containerd = preload;
+  };
+
+  nodes.rootless = {
+    imports = [ ./common/rootless.nix client ];
+    services.preload-containerd.rootless = preload;
+  };
+
+  testScript = python + ''
+    start_all()
+    registry.wait_for_unit("docker-registry.service")
+    registry.wait_for_open_port(5000)
+
+    for machine, user, run in [(rootful, None, as_root), (rootless, "alice", as_alice)]:
+        machine.wait_for_unit("preload-containerd.service", user)
+        nix = f"${registry}/{machine.name}/nix"
+
+        with subtest(f"{machine.name}: a Nix image"):
+            machine.succeed(run(f"PLACE={machine.name} copy-to-registry"))
+            machine.succeed(run(f"nerdctl --insecure-registry pull {nix}"))
+            output = machine.succeed(run(f"nerdctl run --rm {nix}"))
+            assert "Hello, world!" in output, output
+
+        with subtest(f"{machine.name}: a Nix image that nerdctl pushes"):
+            machine.succeed(run(f"nerdctl tag {nix} {nix}:again"))
+            machine.succeed(run(f"nerdctl --insecure-registry push {nix}:again"))
+            machine.succeed(run(f"nerdctl rmi {nix} {nix}:again"))
+            machine.succeed(run(f"nerdctl --insecure-registry pull {nix}:again"))
+            output = machine.succeed(run(f"nerdctl run --rm {nix}:again"))
+            assert "Hello, world!" in output, output
+
+        with subtest(f"{machine.name}: an ordinary image"):
+            machine.succeed(run("nerdctl --insecure-registry push ${ordinaryName}"))
+            machine.succeed(run("nerdctl rmi ${ordinaryName}"))
+            machine.succeed(run("nerdctl --insecure-registry pull ${ordinaryName}"))
+            output = machine.succeed(run("nerdctl run --rm ${ordinaryName}"))
+            assert "Hello, world!" in output, output
+  '';
+}

@@ -1,0 +1,67 @@
+# Containers of Nix images and of ordinary ones, of root and of a user.
+{ examples, pkgs, python, ... }:
+let
+  # A store path that is a file, not a directory.
+  file = pkgs.nix-snapshotter.buildImage {
+    name = "example.org/file";
+    config.entrypoint = [ "${pkgs.writeShellScript "say-hello" "echo hello from a file"}" ];
+  };
+
+  ordinaryName = "example.org/ordinary";
+  ordinary = pkgs.dockerTools.buildImage {
+    name = ordinaryName;
+    tag = "latest";
+    config = {
+      Entrypoint = [ "${pkgs.redis}/bin/redis-server" ];
+      Cmd = [ "--protected-mode" "no" ];
+    };
+  };
+
+  preload = {
+    enable = true;
+    targets = [{ archives = [ examples.hello examples.redis examples.redisWithShell file ordinary ]; }];
+  };
+in
+{
+  nodes.rootful = {
+    imports = [ ./common/rootful.nix ];
+    services.preload-containerd = preload;
+  };
+
+  nodes.rootless = {
+    imports = [ ./common/rootless.nix ];
+    services.preload-containerd.rootless = preload;
+  };
+
+  testScript = python + ''
+    start_all()
+
+    for machine, user, run in [(rootful, None, as_root), (rootless, "alice", as_alice)]:
+        for unit in ["nix-snapshotter", "containerd", "preload-containerd"]:
+            machine.wait_for_unit(f"{unit}.service", user)
+
+        with subtest(f"{machine.name}: a container of a closure"):
+            output = machine.succeed(run("nerdctl run --rm ${examples.hello.image}"))
+            assert "Hello, world!" in output, output
+
+        with subtest(f"{machine.name}: a store path that is a file"):
+            output = machine.succeed(run("nerdctl run --rm ${file.image}"))
+            assert "hello from a file" in output, output
+
+        with subtest(f"{machine.name}: files of a closure below /, on a Nix image"):
+            output = machine.succeed(run("nerdctl run --rm ${examples.redisWithShell.image} -c 'ls /bin/redis-cli'"))
+            assert "/bin/redis-cli" in output, output
+
+        with subtest(f"{machine.name}: the network of a Nix image"):
+            machine.succeed(run("nerdctl run --detach --publish 30000:6379 ${examples.redis.image}"))
+            machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
+
+        with subtest(f"{machine.name}: an ordinary image beside it"):
+            machine.succeed(run("nerdctl run --detach --publish 30001:6379 ${ordinaryName}"))
+            machine.wait_until_succeeds("redis-cli -p 30001 ping | grep PONG")
+
+        with subtest(f"{machine.name}: nothing holds what is removed"):
+            machine.succeed(run("nerdctl rm --force $(nerdctl ps --all --quiet)"))
+            machine.succeed(run("nerdctl rmi --force $(nerdctl images --quiet | sort --unique)"))
+  '';
+}
