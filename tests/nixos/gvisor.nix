@@ -31,8 +31,8 @@ in
   testScript = python + ''
     start_all()
 
-    for machine, user, run in [(rootful, None, as_root), (rootless, "alice", as_alice)]:
-        machine.wait_for_unit("preload-containerd.service", user)
+    for machine, (run, systemctl) in [(rootful, ROOT), (rootless, ALICE)]:
+        machine.wait_until_succeeds(run(f"{systemctl} is-active preload-containerd"))
 
         with subtest(f"{machine.name}: redis answers"):
             machine.succeed(run(

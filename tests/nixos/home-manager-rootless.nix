@@ -25,7 +25,7 @@
 
   testScript = python + ''
     for unit in ["nix-snapshotter", "containerd", "preload-containerd"]:
-        machine.wait_for_unit(f"{unit}.service", "alice")
+        machine.wait_until_succeeds(as_alice(f"systemctl --user is-active {unit}"))
 
     with subtest("a container"):
         output = machine.succeed(as_alice("nerdctl run --rm ${examples.hello.image}"))

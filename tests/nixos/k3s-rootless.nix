@@ -8,6 +8,8 @@ let
   };
 in
 {
+  globalTimeout = 1800;
+
   nodes.machine = {
     imports = [ k3s.machine manifests ./common/alice.nix ];
 

@@ -13,6 +13,8 @@ let
   };
 in
 {
+  globalTimeout = 1800;
+
   nodes.machine = { config, ... }: {
     imports = [ manifests ./common/rootful.nix ];
 
@@ -47,6 +49,6 @@ in
 
     with subtest("it is gone when it is deleted"):
         machine.succeed("kubectl delete -f /etc/kubernetes/redis/ --timeout=60s")
-        machine.fail("redis-cli -p 30000 ping")
+        machine.wait_until_fails("redis-cli -p 30000 ping")
   '';
 }

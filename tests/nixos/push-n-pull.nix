@@ -3,7 +3,6 @@
 let
   registry = "registry:5000";
 
-  # The image of `examples` under its own name and an ordinary one, for the registry.
   push = examples.hello.copyToRegistry { imageName = "${registry}/$PLACE/nix"; plainHTTP = true; };
   ordinaryName = "${registry}/ordinary";
   ordinary = pkgs.dockerTools.buildImage {
@@ -42,8 +41,8 @@ in
     registry.wait_for_unit("docker-registry.service")
     registry.wait_for_open_port(5000)
 
-    for machine, user, run in [(rootful, None, as_root), (rootless, "alice", as_alice)]:
-        machine.wait_for_unit("preload-containerd.service", user)
+    for machine, (run, systemctl) in [(rootful, ROOT), (rootless, ALICE)]:
+        machine.wait_until_succeeds(run(f"{systemctl} is-active preload-containerd"))
         nix = f"${registry}/{machine.name}/nix"
 
         with subtest(f"{machine.name}: a Nix image"):

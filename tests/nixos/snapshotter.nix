@@ -36,9 +36,9 @@ in
   testScript = python + ''
     start_all()
 
-    for machine, user, run in [(rootful, None, as_root), (rootless, "alice", as_alice)]:
+    for machine, (run, systemctl) in [(rootful, ROOT), (rootless, ALICE)]:
         for unit in ["nix-snapshotter", "containerd", "preload-containerd"]:
-            machine.wait_for_unit(f"{unit}.service", user)
+            machine.wait_until_succeeds(run(f"{systemctl} is-active {unit}"))
 
         with subtest(f"{machine.name}: a container of a closure"):
             output = machine.succeed(run("nerdctl run --rm ${examples.hello.image}"))
@@ -59,9 +59,5 @@ in
         with subtest(f"{machine.name}: an ordinary image beside it"):
             machine.succeed(run("nerdctl run --detach --publish 30001:6379 ${ordinaryName}"))
             machine.wait_until_succeeds("redis-cli -p 30001 ping | grep PONG")
-
-        with subtest(f"{machine.name}: nothing holds what is removed"):
-            machine.succeed(run("nerdctl rm --force $(nerdctl ps --all --quiet)"))
-            machine.succeed(run("nerdctl rmi --force $(nerdctl images --quiet | sort --unique)"))
   '';
 }
