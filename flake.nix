@@ -20,7 +20,8 @@
       forEachSystem = f: lib.mapAttrs (_: f) pkgsFor;
 
       modules = import ./modules;
-      withDefault = named: named // { default.imports = lib.attrValues named; };
+      # With no function of nixpkgs, which default.nix would fetch for it.
+      withDefault = named: named // { default.imports = builtins.attrValues named; };
 
       examples = pkgs: import ./pkgs/examples.nix { inherit pkgs; };
       named = prefix: lib.mapAttrs' (name: lib.nameValuePair "${prefix}-${name}");
