@@ -9,6 +9,20 @@
 let
   inherit (pkgs) lib;
 
+  examples = import ../../pkgs/examples.nix { inherit pkgs; };
+
+  # What the scripts of the tests begin with.
+  python = builtins.readFile ./common/users.py + ''
+
+
+    # The steps of ../scenarios/<name>.sh, on the services of a user, or of the machine.
+    def scenario(machine, name: str, user: str) -> None:
+        variables = "HELLO_IMAGE=${examples.hello} REDIS_IMAGE=${examples.redis}"
+        machine.succeed(f"{variables} SCENARIO_USER={user} bash /etc/scenarios/{name}.sh >&2")
+
+
+  '';
+
   test = name: pkgs.testers.runNixOSTest {
     imports = [ (./. + "/${name}.nix") ];
     inherit name;
@@ -17,13 +31,14 @@ let
 
     # Long enough for a slow machine, and short of what hangs.
     globalTimeout = lib.mkDefault 900;
-    defaults.imports = [ nixosModules.default ];
+    defaults = {
+      imports = [ nixosModules.default ];
+      environment.etc.scenarios.source = ../scenarios;
+    };
 
     _module.args = {
-      examples = import ../../pkgs/examples.nix { inherit pkgs; };
       k8sResources = import ../../pkgs/kubernetes-resources.nix { inherit pkgs; };
-      python = builtins.readFile ./common/users.py;
-      inherit homeModules home-manager;
+      inherit examples home-manager homeModules python;
     };
   };
 in
@@ -37,6 +52,7 @@ lib.genAttrs [
   "k3s-rootless"
   "kubernetes"
   "push-n-pull"
+  "services"
   "snapshotter"
   "upgrade-restart"
 ]

@@ -1,38 +1,62 @@
 # What images and containers need stays in the store, and nothing else does.
-{ examples, pkgs, python, ... }: {
+{ examples, pkgs, python, ... }:
+let
+  # Nothing else in the machine is of this store path.
+  redis = pkgs.runCommand "redis-server" { } ''
+    install -D ${pkgs.redis}/bin/redis-server $out/bin/redis-server
+  '';
+  image = pkgs.nix-snapshotter.buildImage {
+    name = "example.org/redis";
+    config.entrypoint = [ "${redis}/bin/redis-server" "--protected-mode" "no" ];
+  };
+
+  preload = {
+    enable = true;
+    targets = [{ archives = [ examples.hello ]; }];
+  };
+in
+{
   # What the script names is in the store by `additionalPaths`.
   includeTestScriptReferences = false;
 
-  nodes.machine = {
+  nodes.rootful = {
     imports = [ ./common/rootful.nix ./common/own-store.nix ];
+    services.preload-containerd = preload;
     # In the store without anything that holds it.
-    virtualisation.additionalPaths = [ examples.hello examples.redis ];
+    virtualisation.additionalPaths = [ image ];
+  };
+
+  nodes.rootless = {
+    imports = [ ./common/rootless.nix ./common/own-store.nix ];
+    services.preload-containerd.rootless = preload;
+    virtualisation.additionalPaths = [ image ];
   };
 
   testScript = python + ''
-    machine.wait_for_unit("containerd.service")
-    machine.succeed("nix2container load ${examples.hello} ${examples.redis}")
-    machine.succeed(as_root("nerdctl run --detach --name redis --publish 30000:6379 ${examples.redis.image}"))
-    machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
+    start_all()
 
-    with subtest("images hold their closures, and not their archives"):
-        machine.succeed("nix-collect-garbage")
-        machine.succeed("test ! -e ${examples.hello}")
-        output = machine.succeed(as_root("nerdctl run --rm ${examples.hello.image}"))
-        assert "Hello, world!" in output, output
-        machine.succeed("redis-cli -p 30000 ping | grep PONG")
+    for machine, (run, systemctl, user) in [(rootful, ROOT), (rootless, ALICE)]:
+        machine.wait_until_succeeds(run(f"{systemctl} is-active preload-containerd"))
 
-    with subtest("a container holds the closure of its image, which has been removed"):
-        machine.succeed("nix2container unload ${examples.redis.image}")
-        machine.succeed("nix-collect-garbage")
-        machine.succeed("redis-cli -p 30000 ping | grep PONG")
-        machine.succeed(as_root("nerdctl restart redis"))
-        machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
+        with subtest(f"{machine.name}: an image holds its closure, and not its archive"):
+            machine.succeed(run("nix2container load ${image}"))
+            machine.succeed("nix-collect-garbage")
+            machine.succeed("test -e ${redis} && test ! -e ${image}")
 
-    with subtest("what nothing needs is freed"):
-        machine.succeed(as_root("nerdctl rm --force redis"))
-        machine.succeed("nix2container unload ${examples.hello.image}")
-        machine.wait_until_succeeds("nix-collect-garbage && test ! -e ${pkgs.hello} && test ! -e ${examples.redis}")
-        machine.succeed("test -z \"$(find /var/lib/containerd/io.containerd.snapshotter.v1.nix/gcroots -type l)\"")
+        with subtest(f"{machine.name}: so does a container, when the image has been removed"):
+            machine.succeed(run("nerdctl run --detach --name redis --publish 30000:6379 ${image.image}"))
+            machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
+            machine.succeed(run("nix2container unload ${image.image}"))
+            machine.succeed("nix-collect-garbage")
+            machine.succeed("redis-cli -p 30000 ping | grep PONG")
+            machine.succeed(run("nerdctl restart redis"))
+            machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
+
+        with subtest(f"{machine.name}: what nothing needs is freed"):
+            machine.succeed(run("nerdctl rm --force redis"))
+            machine.wait_until_succeeds("nix-collect-garbage && test ! -e ${redis}")
+
+        with subtest(f"{machine.name}: the scenario gc"):
+            scenario(machine, "gc", user)
   '';
 }

@@ -31,7 +31,7 @@ in
   testScript = python + ''
     start_all()
 
-    for machine, (run, systemctl) in [(rootful, ROOT), (rootless, ALICE)]:
+    for machine, (run, systemctl, _) in [(rootful, ROOT), (rootless, ALICE)]:
         machine.wait_until_succeeds(run(f"{systemctl} is-active preload-containerd"))
 
         with subtest(f"{machine.name}: redis answers"):

@@ -1,5 +1,5 @@
 # The same under k3s with the containerd of the system.
-{ k8sResources, pkgs, ... }:
+{ k8sResources, pkgs, python, ... }:
 let
   k3s = import ./common/k3s.nix { inherit pkgs; };
   manifests = import ./common/redis-manifests.nix {
@@ -27,5 +27,5 @@ in
     };
   };
 
-  testScript = k3s.script "machine" "as_root";
+  testScript = python + k3s.script "as_root";
 }

@@ -1,5 +1,5 @@
 # The same under the k3s of a user.
-{ k8sResources, pkgs, ... }:
+{ k8sResources, pkgs, python, ... }:
 let
   k3s = import ./common/k3s.nix { inherit pkgs; };
   manifests = import ./common/redis-manifests.nix {
@@ -26,5 +26,5 @@ in
     };
   };
 
-  testScript = k3s.script "machine" "as_alice";
+  testScript = python + k3s.script "as_alice";
 }

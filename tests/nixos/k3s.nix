@@ -1,5 +1,5 @@
 # A pod whose image is a store path, under k3s with its embedded containerd.
-{ k8sResources, pkgs, ... }:
+{ k8sResources, pkgs, python, ... }:
 let
   k3s = import ./common/k3s.nix { inherit pkgs; };
   manifests = import ./common/redis-manifests.nix {
@@ -23,7 +23,7 @@ in
     };
   };
 
-  testScript = k3s.script "machine" "as_root" + ''
+  testScript = python + k3s.script "as_root" + ''
     with subtest("CONTAINERD_… name the embedded containerd"):
         machine.succeed(as_root("ctr images list --quiet | grep --fixed-strings nix:0/nix/store/"))
   '';

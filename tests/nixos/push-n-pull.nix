@@ -41,7 +41,7 @@ in
     registry.wait_for_unit("docker-registry.service")
     registry.wait_for_open_port(5000)
 
-    for machine, (run, systemctl) in [(rootful, ROOT), (rootless, ALICE)]:
+    for machine, (run, systemctl, _) in [(rootful, ROOT), (rootless, ALICE)]:
         machine.wait_until_succeeds(run(f"{systemctl} is-active preload-containerd"))
         nix = f"${registry}/{machine.name}/nix"
 

@@ -36,13 +36,12 @@ in
   testScript = python + ''
     start_all()
 
-    for machine, (run, systemctl) in [(rootful, ROOT), (rootless, ALICE)]:
-        for unit in ["nix-snapshotter", "containerd", "preload-containerd"]:
-            machine.wait_until_succeeds(run(f"{systemctl} is-active {unit}"))
+    for machine, (run, systemctl, user) in [(rootful, ROOT), (rootless, ALICE)]:
+        machine.wait_until_succeeds(run(f"{systemctl} is-active preload-containerd"))
 
-        with subtest(f"{machine.name}: a container of a closure"):
-            output = machine.succeed(run("nerdctl run --rm ${examples.hello.image}"))
-            assert "Hello, world!" in output, output
+        for name in ["hello", "redis"]:
+            with subtest(f"{machine.name}: the scenario {name}"):
+                scenario(machine, name, user)
 
         with subtest(f"{machine.name}: a store path that is a file"):
             output = machine.succeed(run("nerdctl run --rm ${file.image}"))

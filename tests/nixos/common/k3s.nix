@@ -18,20 +18,20 @@
   };
 
   # Redis comes and goes. `run` is how the user who runs k3s types commands.
-  script = machine: run: builtins.readFile ./users.py + ''
+  script = run: ''
     with subtest("the node is ready"):
-        ${machine}.wait_until_succeeds(${run}("kubectl wait --for=condition=Ready node --all --timeout=10s"))
-        ${machine}.wait_until_succeeds(${run}("kubectl get serviceaccount default"))
+        machine.wait_until_succeeds(${run}("kubectl wait --for=condition=Ready node --all --timeout=10s"))
+        machine.wait_until_succeeds(${run}("kubectl get serviceaccount default"))
 
     with subtest("the pod runs"):
-        ${machine}.succeed(${run}("kubectl apply -f /etc/kubernetes/redis/"))
-        ${machine}.wait_until_succeeds(${run}("kubectl wait --for=condition=Ready pod/redis --timeout=10s"))
+        machine.succeed(${run}("kubectl apply -f /etc/kubernetes/redis/"))
+        machine.wait_until_succeeds(${run}("kubectl wait --for=condition=Ready pod/redis --timeout=10s"))
 
     with subtest("its service answers on the host"):
-        ${machine}.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
+        machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
 
     with subtest("it is gone when it is deleted"):
-        ${machine}.succeed(${run}("kubectl delete -f /etc/kubernetes/redis/ --timeout=60s"))
-        ${machine}.wait_until_fails("redis-cli -p 30000 ping")
+        machine.succeed(${run}("kubectl delete -f /etc/kubernetes/redis/ --timeout=60s"))
+        machine.wait_until_fails("redis-cli -p 30000 ping")
   '';
 }

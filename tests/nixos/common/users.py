@@ -10,8 +10,6 @@ def as_alice(command: str) -> str:
     return f"sudo --user=alice XDG_RUNTIME_DIR=/run/user/1000 {as_root(command)}"
 
 
-# For each of them, how to run a command, and the manager of the services.
-ROOT = (as_root, "systemctl")
-ALICE = (as_alice, "systemctl --user")
-
-
+# For each of them, how to run a command, the manager of the services, and the user as scenarios call them.
+ROOT = (as_root, "systemctl", "")
+ALICE = (as_alice, "systemctl --user", "alice")

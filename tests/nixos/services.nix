@@ -1,0 +1,32 @@
+# The services as systemd sees them, of the system and of a user: their order, what they say, what they load.
+{ examples, python, ... }:
+let
+  preload = {
+    enable = true;
+    targets = [{ archives = [ examples.hello examples.redis ]; }];
+  };
+in
+{
+  nodes.rootful = {
+    imports = [ ./common/rootful.nix ];
+    services.preload-containerd = preload;
+  };
+
+  nodes.rootless = {
+    imports = [ ./common/rootless.nix ];
+    services.preload-containerd.rootless = preload;
+  };
+
+  testScript = python + ''
+    start_all()
+
+    for machine, (run, systemctl, user) in [(rootful, ROOT), (rootless, ALICE)]:
+        machine.wait_until_succeeds(run(f"{systemctl} is-active preload-containerd"))
+        for name in ["ordering", "journal", "preload"]:
+            with subtest(f"{machine.name}: the scenario {name}"):
+                scenario(machine, name, user)
+
+    with subtest("the scenario rootless"):
+        scenario(rootless, "rootless", "alice")
+  '';
+}
