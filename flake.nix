@@ -67,7 +67,7 @@
 
       checks = forEachSystem (pkgs:
         named "test" (machineTests pkgs)
-        // import ./tests/static { inherit pkgs; }
+        // import ./tests/static { inherit pkgs home-manager; }
       );
 
       devShells = forEachSystem (pkgs: {

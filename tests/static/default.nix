@@ -1,6 +1,6 @@
-# The checks that need no machine: lints of the Rust workspace and of the Nix files, the documentation of the code, and
-# the arguments of buildImage.
-{ pkgs }:
+# The checks that need no machine: lints, documentation, the modules as they are evaluated, and the arguments of
+# buildImage.
+{ pkgs, home-manager }:
 
 let
   inherit (pkgs) lib;
@@ -15,14 +15,22 @@ let
     touch $out
   '';
 
+  reference = import ../../modules/reference.nix { inherit lib pkgs; };
+
   failures = lib.runTests (import ./image-arguments.nix {
     inherit lib;
     known = lib.attrNames (lib.functionArgs pkgs.nix-snapshotter.buildImage);
   });
 in
 {
-  inherit (pkgs.nix-snapshotter.tests) clippy;
-  docs = pkgs.nix-snapshotter.tests.rustdoc;
+  inherit (pkgs.nix-snapshotter.tests) clippy rustdoc;
+
+  modules = (import ../modules { inherit pkgs home-manager; }).check;
+
+  docs = pkgs.runCommand "check-docs" { } ''
+    diff -u ${../../docs/configuration.md} ${pkgs.writeText "configuration.md" reference}
+    touch $out
+  '';
 
   nixpkgs-fmt = check "nixpkgs-fmt" "nixpkgs-fmt --check";
   deadnix = check "deadnix" "deadnix --fail";
