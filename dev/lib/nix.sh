@@ -40,10 +40,9 @@ nix_find() {
 }
 
 nix_pinned() {
-    local of_lock='(builtins.getFlake "git+file://'$repo'").inputs'
-    nixpkgs=$(nix_run nix eval --raw --impure --expr "$of_lock.nixpkgs.outPath" 2>/dev/null) &&
-        home_manager=$(nix_run nix eval --raw --impure --expr "$of_lock.home-manager.outPath" 2>/dev/null) ||
-        { nixpkgs='' home_manager='' && return 1; }
+    local of_lock='(builtins.getFlake "git+file://'$repo'").inputs' found
+    found=$(nix_run nix eval --raw --impure --expr "with $of_lock; \"\${nixpkgs} \${home-manager}\"" 2>/dev/null) || return
+    read -r nixpkgs home_manager <<<"$found"
     note "evaluating with the inputs of flake.lock"
 }
 

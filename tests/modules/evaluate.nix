@@ -52,7 +52,7 @@ in
           ++ [
             module
             {
-              home = {
+              home = lib.mapAttrs (_: lib.mkDefault) {
                 username = "alice";
                 homeDirectory = "/home/alice";
                 stateVersion = lib.trivial.release;
