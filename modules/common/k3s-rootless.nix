@@ -108,8 +108,8 @@ in
             Type = "simple";
             ExecStart = lib.concatStringsSep " " (
               [ "${cfg.package}/bin/k3s" "server" "--rootless" ]
-              ++ lib.optional (cfg.configPath != null) "--config=${cfg.configPath}"
-              ++ cfg.extraFlags
+                ++ lib.optional (cfg.configPath != null) "--config=${cfg.configPath}"
+                ++ cfg.extraFlags
             );
             Restart = "always";
             RestartSec = 2;

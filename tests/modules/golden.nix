@@ -25,7 +25,7 @@ let
     sections);
 
   script = program: ''
-    #!@bash@/bin/bash
+    #!/usr/bin/env bash
     set -o errexit -o nounset -o pipefail
     export PATH="${lib.makeBinPath program.runtimeInputs}:$PATH"
 

@@ -31,7 +31,7 @@ let
       # Files of other owners, the work directories of overlays, which have mode 0, and those in sticky directories; and
       # chown, for images that are copied with other owners.
       CapabilityBoundingSet = toString ([ "CAP_CHOWN" "CAP_DAC_OVERRIDE" "CAP_FOWNER" ]
-        ++ lib.optional triesMountOptions "CAP_SYS_ADMIN");
+      ++ lib.optional triesMountOptions "CAP_SYS_ADMIN");
       KeyringMode = "private";
       LockPersonality = true;
       MemoryDenyWriteExecute = true;

@@ -42,7 +42,7 @@ in
       "the snapshotter of the CRI" = plugins."io.containerd.cri.v1.images".snapshotter == "nix";
       "layers keep their annotations" = !plugins."io.containerd.cri.v1.images".disable_snapshot_annotations;
       "the transfer service" = map (entry: entry.snapshotter) plugins."io.containerd.transfer.v1.local".unpack_config
-        == [ "nix" "overlayfs" ];
+      == [ "nix" "overlayfs" ];
       "clients" = lib.hasInfix ''export CONTAINERD_SNAPSHOTTER="nix"'' (shell result);
     };
 

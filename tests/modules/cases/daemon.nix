@@ -83,7 +83,7 @@ in
     in
     checks.accepted options // checks.accepted fuse // {
       "options are tried" = lib.hasInfix "CAP_SYS_ADMIN" (service options).CapabilityBoundingSet
-        && lib.hasInfix "@mount" (service options).SystemCallFilter;
+      && lib.hasInfix "@mount" (service options).SystemCallFilter;
       "without them nothing is" = !(lib.hasInfix "CAP_SYS_ADMIN" (service fuse).CapabilityBoundingSet);
       "fuse has its device" = (service fuse).DeviceAllow == "/dev/fuse rw";
       "which nobody else has" = (service options).PrivateDevices;

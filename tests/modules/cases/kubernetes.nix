@@ -81,7 +81,7 @@ in
       "no file for an embedded one" = files result == [ ];
       "the namespace of Kubernetes" = lib.hasInfix ''export CONTAINERD_NAMESPACE="k8s.io"'' result.config.environment.extraInit;
       "the network of k3s" = result.config.virtualisation.containerd.settings.plugins."io.containerd.grpc.v1.cri".cni.conf_dir
-        == "/var/lib/rancher/k3s/agent/etc/cni/net.d/";
+      == "/var/lib/rancher/k3s/agent/etc/cni/net.d/";
     };
 
   "k3s with both" =
@@ -149,7 +149,7 @@ in
         && file.plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options.SystemdCgroup;
     };
 }
-// lib.optionalAttrs ((k3s { }).config.services.k3s ? containerdConfigTemplate) {
+  // lib.optionalAttrs ((k3s { }).config.services.k3s ? containerdConfigTemplate) {
   "k3s with a template of version 2" =
     checks.refused [ "services.k3s.containerdConfigTemplate" "config-v3.toml.d" ]
       (embedded { services.k3s.containerdConfigTemplate = "{{ template \"base\" . }}"; });

@@ -39,14 +39,14 @@ in
     };
 
   "nothing to load" =
-    let result = preload [ { archives = [ ]; } ] containerd; in
+    let result = preload [{ archives = [ ]; }] containerd; in
     checks.accepted result // {
       "no unit" = !(result.units ? "preload-containerd.service");
     };
 
   "the containerd of k3s" =
     let
-      result = preload [ { archives = [ pkgs.hello ]; namespace = "k8s.io"; } ] {
+      result = preload [{ archives = [ pkgs.hello ]; namespace = "k8s.io"; }] {
         services.k3s = {
           enable = true;
           package = pkgs.k3s // { version = "1.35.4+k3s1"; };
@@ -63,5 +63,5 @@ in
 
   "no containerd" =
     checks.refused [ "services.preload-containerd.enable" "virtualisation.containerd.enable" "services.k3s.enable" ]
-      (preload [ { archives = [ pkgs.hello ]; } ] { });
+      (preload [{ archives = [ pkgs.hello ]; }] { });
 }

@@ -50,7 +50,7 @@ in
       "which a shell expands" = lib.hasInfix ''export CONTAINERD_ADDRESS="$XDG_RUNTIME_DIR/containerd/containerd.sock"''
         result.config.environment.extraInit;
       "the manager of a user hands on its groups" = result.config.systemd.services."user@".serviceConfig.Delegate
-        == "cpu cpuset io memory pids";
+      == "cpu cpuset io memory pids";
     };
 
   "containerd with Home Manager" =
@@ -61,7 +61,7 @@ in
     checks.accepted result // {
       "the same units" = lib.intersectLists names (lib.attrNames services) == names;
       "the same command" = services.nix-snapshotter.Service.ExecStart
-        == (nixos containerd).config.systemd.user.services.nix-snapshotter.serviceConfig.ExecStart;
+      == (nixos containerd).config.systemd.user.services.nix-snapshotter.serviceConfig.ExecStart;
       "its PATH" = lib.any (lib.hasPrefix "\"PATH=") services.nix-snapshotter.Service.Environment;
       "it is wanted" = services.nix-snapshotter.Install.WantedBy == [ "default.target" ];
       "variables" = lib.hasInfix "CONTAINERD_SNAPSHOTTER" result.config.home.sessionVariablesExtra;
@@ -163,7 +163,7 @@ in
     in
     checks.accepted result // {
       "the runtime" = result.config.virtualisation.containerd.rootless.settings.plugins."io.containerd.grpc.v1.cri".containerd.runtimes
-        ? runsc;
+      ? runsc;
     };
 
   "k3s on NixOS" =
