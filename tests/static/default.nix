@@ -7,7 +7,9 @@ let
 
   nixFiles = lib.fileset.toSource {
     root = ../..;
-    fileset = lib.fileset.fileFilter (file: file.hasExt "nix") ../..;
+    fileset = lib.fileset.difference
+      (lib.fileset.fileFilter (file: file.hasExt "nix") ../..)
+      (lib.fileset.maybeMissing ../../build);
   };
   # A program that fails when something is wrong with the Nix files.
   check = name: command: pkgs.runCommand "check-${name}" { nativeBuildInputs = [ pkgs.${name} ]; } ''
@@ -28,7 +30,8 @@ in
   modules = (import ../modules { inherit pkgs home-manager; }).check;
 
   docs = pkgs.runCommand "check-docs" { } ''
-    diff -u ${../../docs/configuration.md} ${pkgs.writeText "configuration.md" reference}
+    diff -u ${../../docs/configuration.md} ${pkgs.writeText "configuration.md" reference} ||
+      { echo "docs/configuration.md is not of the options: run make docs" && exit 1; }
     touch $out
   '';
 
