@@ -23,7 +23,7 @@ rec {
     name = "ghcr.io/pdtpartners/redis-shell";
     fromImage = redis;
     copyToRoot = pkgs.buildEnv {
-      name = "system-path";
+      name = "redis-tools";
       pathsToLink = [ "/bin" ];
       paths = [
         pkgs.bashInteractive

@@ -2,29 +2,30 @@
 { pkgs }:
 
 let
-  redis = pkgs.nix-snapshotter.buildImage {
+  image = pkgs.nix-snapshotter.buildImage {
     name = "redis";
     resolvedByNix = true;
     config.entrypoint = [ "${pkgs.redis}/bin/redis-server" ];
   };
+
+  labels."app.kubernetes.io/name" = "redis";
+  port = 6379;
 in
 {
   redisPod = {
     apiVersion = "v1";
     kind = "Pod";
-    metadata = {
-      name = "redis";
-      labels.name = "redis";
-    };
-    spec.containers = [{
-      inherit (redis) name image;
-      # Without it, redis answers nobody from outside of its pod.
-      args = [ "--protected-mode" "no" ];
-      ports = [{
-        name = "client";
-        containerPort = 6379;
-      }];
-    }];
+    metadata = { name = "redis"; inherit labels; };
+    spec.containers = [
+      {
+        name = "redis";
+        image = image.image;
+        # Without it, redis answers nobody from outside of its pod.
+        args = [ "--protected-mode" "no" ];
+        ports = [{ name = "redis"; containerPort = port; }];
+        readinessProbe.tcpSocket = { inherit port; };
+      }
+    ];
   };
 
   redisService = {
@@ -34,12 +35,8 @@ in
     spec = {
       # Rootless k3s binds the ports of this type of service alone on the host.
       type = "LoadBalancer";
-      selector.name = "redis";
-      ports = [{
-        name = "client";
-        port = 30000;
-        targetPort = 6379;
-      }];
+      selector = labels;
+      ports = [{ name = "redis"; port = 30000; targetPort = port; }];
     };
   };
 }

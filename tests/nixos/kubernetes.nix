@@ -7,7 +7,7 @@ let
     service = lib.recursiveUpdate k8sResources.redisService {
       spec = {
         type = "NodePort";
-        ports = [{ name = "client"; port = 6379; nodePort = 30000; }];
+        ports = [{ name = "redis"; port = 6379; nodePort = 30000; }];
       };
     };
   };
