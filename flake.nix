@@ -21,7 +21,7 @@
 
       modules = import ./modules;
       # With no function of nixpkgs, which default.nix would fetch for it.
-      withDefault = named: named // { default.imports = builtins.attrValues named; };
+      withDefault = each: each // { default.imports = builtins.attrValues each; };
 
       examples = pkgs: import ./pkgs/examples.nix { inherit pkgs; };
       named = prefix: lib.mapAttrs' (name: lib.nameValuePair "${prefix}-${name}");

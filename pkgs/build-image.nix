@@ -109,8 +109,9 @@ let
   checked = args:
     let
       found = problems known args;
+      name = if lib.isString (args.name or null) then args.name else "an image";
     in
     if found == [ ] then build args
-    else throw (lib.concatStringsSep "\n" ([ "buildImage cannot build ${if lib.isString (args.name or null) then args.name else "an image"}:" ] ++ map (problem: "- ${problem}") found));
+    else throw "buildImage cannot build ${name}:${lib.concatMapStrings (problem: "\n- ${problem}") found}";
 in
 lib.setFunctionArgs checked (lib.functionArgs build)

@@ -15,7 +15,8 @@ in
 
 let
   refuse = reason: throw "buildMultiPlatformImage cannot build ${name}: ${reason}";
-  alike = lib.filter (images: lib.length images > 1) (lib.attrValues (lib.groupBy (image: image.platform) images));
+  alike = lib.filter (group: lib.length group > 1) (lib.attrValues (lib.groupBy (image: image.platform) images));
+  names = lib.concatMapStringsSep " and " (image: image.name);
   foreign = lib.filter (image: !(image ? platform)) images;
 
   image = runCommand "nix-image-${baseNameOf name}"
@@ -39,6 +40,6 @@ if images == [ ] then
 else if foreign != [ ] then
   refuse "`images` has ${toString (lib.head foreign)}, which says nothing of its platform: it takes what buildImage makes"
 else if alike != [ ] then
-  refuse "${lib.concatStringsSep " and " (map (image: image.name) (lib.head alike))} are both for ${(lib.head (lib.head alike)).platform}: leave one out"
+  refuse "${names (lib.head alike)} are for one platform, ${(lib.head (lib.head alike)).platform}: leave all but one out"
 else
   image
