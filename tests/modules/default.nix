@@ -2,7 +2,10 @@
 #
 # Gives the `names` of all tests; their `failures`, the descriptions of what does not hold by the name of the test; and the
 # names of those that are `skipped`, because `home-manager` is null. No package is built for it.
-{ pkgs, lib ? pkgs.lib, home-manager }:
+#
+# Snippets of the documentation are written to the store to be imported, which `nix flake check` without building refuses:
+# there `snippets` is false.
+{ pkgs, lib ? pkgs.lib, home-manager, snippets ? false }:
 let
   evaluate = import ./evaluate.nix { inherit lib pkgs home-manager; };
 
@@ -11,7 +14,7 @@ let
     (file: _: lib.mapAttrs'
       (name: lib.nameValuePair "${lib.removeSuffix ".nix" file}: ${name}")
       (import (./cases + "/${file}") { inherit lib pkgs evaluate checks; }))
-    (builtins.readDir ./cases);
+    (builtins.removeAttrs (builtins.readDir ./cases) (lib.optional (!snippets) "documentation.nix"));
 
   # What tells a check may quote a result, and with it store paths, which no attribute's name may carry.
   holds = description: value: { ${builtins.unsafeDiscardStringContext description} = value; };

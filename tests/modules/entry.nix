@@ -4,7 +4,10 @@ let
   inherit (pkgs) lib;
   found = builtins.tryEval <home-manager>;
   home-manager = if found.success then found.value else null;
-  tests = import ./. { inherit pkgs home-manager; };
+  tests = import ./. {
+    inherit pkgs home-manager;
+    snippets = true;
+  };
   line = text: "${text}\n";
 in
 {
