@@ -288,6 +288,21 @@ mod tests {
         assert_eq!(load("", Overrides::default()).unwrap(), Config::default());
     }
 
+    /// The modules write every key, with defaults of their own.
+    #[test]
+    fn the_defaults_of_the_modules_are_the_same() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../../tests/golden/rootful/files/nix-snapshotter.toml");
+        if !golden.exists() {
+            println!(
+                "SKIPPED: the_defaults_of_the_modules_are_the_same: only the programs are here"
+            );
+            return;
+        }
+        let config = Config::load(Some(&golden), Overrides::default()).unwrap();
+        assert_eq!(config, Config::default());
+    }
+
     #[test]
     fn a_configuration_of_the_go_project_is_taken() {
         let config = load(
