@@ -1,13 +1,14 @@
 # The snippets of the documentation: what stands in a block of code below a line `<!-- KIND -->`.
 { lib, evaluate, pkgs }:
 let
-  directory = ../../docs;
-  files = lib.filter (lib.hasSuffix ".md") (lib.attrNames (builtins.readDir directory));
+  top = ../..;
+  files = map (name: "docs/${name}") (lib.filter (lib.hasSuffix ".md") (lib.attrNames (builtins.readDir (top + "/docs"))))
+    ++ [ "README.md" "CONTRIBUTING.md" ];
 
   # [ { name = "installation.md, nixos 1"; kind = "nixos"; text = "{ … }"; } … ]
   snippetsOf = file:
     let
-      parts = builtins.split "<!-- ([a-z-]+) -->\n```nix\n" (builtins.readFile (directory + "/${file}"));
+      parts = builtins.split "<!-- ([a-z-]+) -->\n```nix\n" (builtins.readFile (top + "/${file}"));
       snippet = index: {
         name = "${file}: ${toString ((index + 1) / 2)}, ${lib.head (lib.elemAt parts index)}";
         kind = lib.head (lib.elemAt parts index);
@@ -22,7 +23,7 @@ let
     "./hardware-configuration.nix" = "{ }";
     "stateVersion = \"26.05\"" = ''stateVersion = "${lib.trivial.release}"'';
   };
-  imported = snippet: import (builtins.toFile "snippet.nix"
+  imported = snippet: builtins.scopedImport { inherit hello pkgs self; nix-snapshotter = project; } (builtins.toFile "snippet.nix"
     (lib.replaceStrings (lib.attrNames replacements) (lib.attrValues replacements) snippet.text));
 
   project = {
@@ -31,7 +32,18 @@ let
     homeModules.default = { };
   };
 
+  # What the pages call so.
+  hello = pkgs.nix-snapshotter.buildImage { name = "hello"; };
+  self.packages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (system: {
+    hello = pkgs.nix-snapshotter.buildImage {
+      name = "hello";
+      platform = { x86_64-linux = "linux/amd64"; aarch64-linux = "linux/arm64"; }.${system};
+    };
+  });
+
   of = {
+    package = snippet: { inherit (imported snippet) drvPath; };
+
     nixos = snippet: evaluate.nixos {
       imports = [ (imported snippet) ];
       _module.args.nix-snapshotter = project;

@@ -5,7 +5,11 @@ let
   services = result: lib.attrNames (result.config.systemd.services or { }) ++ lib.attrNames result.userServices;
 in
 lib.mapAttrs
-  (_: result: checks.accepted result // {
-    "it sets the daemon up" = lib.elem "nix-snapshotter" (services result);
-  })
+  (_: result:
+    if result ? drvPath
+    then { "it is a package" = lib.hasSuffix ".drv" result.drvPath; }
+    else
+      checks.accepted result // {
+        "it sets the daemon up" = lib.elem "nix-snapshotter" (services result);
+      })
   snippets
