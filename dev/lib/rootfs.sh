@@ -15,6 +15,7 @@ sandbox_packages=(
     ca-certificates
     containerd
     containernetworking-plugins
+    dbus
     docker-cli
     docker-registry
     docker.io
@@ -26,15 +27,22 @@ sandbox_packages=(
     iproute2
     iptables
     jq
+    kmod
+    libpam-systemd
     mount
     nftables
     nix-bin
+    nix-setup-systemd
     patchelf
     procps
     redis-server
     redis-tools
+    rootlesskit
     runc
     skopeo
+    slirp4netns
+    systemd
+    uidmap
     umoci
 )
 sandbox_suites=(trixie forky)

@@ -24,7 +24,7 @@ shared_is_alive() {
 
 # shared_join COMMAND…: runs COMMAND in the shared instance, which is started when there is none.
 shared_join() {
-    local users start starting status=0 pid groups
+    local users start starting
     # Before anything else: from here on the instance waits for this shell. An ending one lets go of it when it is gone.
     exec {users}<>"$instance/users"
     flock --shared "$users"
@@ -45,17 +45,12 @@ shared_join() {
         done
     fi
     exec {start}>&-
-    pid=$(<"$instance/pid")
-
-    groups=$(cgroup_hierarchies "$pid" | cut -d ' ' -f 2)
-    export SANDBOX_GROUPS=$groups SANDBOX_TREE=$tree SANDBOX_FIXTURES=$fixtures SANDBOX_CWD=$PWD
-    supervise child "$BASH" "$repo/dev/lib/launch" join "$pid" -- "$@" || status=$?
-    return "$status"
+    instance_join "$(<"$instance/pid")" "$@"
 }
 
 # shared_hold: the life of the shared instance.
 shared_hold() {
-    local users pid command
+    local users command
     exec {holder}<>"$instance/holder"
     # One that only looks whether it is locked has it for a moment.
     flock --timeout 5 "$holder" || die "the shared instance is up already."
@@ -73,9 +68,8 @@ shared_hold() {
         sleep 0.05
     done
     exec {users}<>"$instance/users"
-    # PID 1 is the only child of the unshare that waits for it.
-    pid=$(<"/proc/$child/task/$child/children")
-    echo "${pid% }" >"$instance/pid.new"
+    instance_first
+    echo "$first" >"$instance/pid.new"
     mv "$instance/pid.new" "$instance/pid"
     setpriv --pdeathsig KILL flock "$users" &
     waiter=$!
@@ -84,12 +78,8 @@ shared_hold() {
 
 shared_end() {
     rm -f "$instance/pid" "$instance/ready"
-    if [[ -n ${child-} ]]; then
-        supervise_tell KILL self "$child" || kill -KILL "$child" 2>/dev/null || true
-        wait "$child" || true
-    fi
+    instance_end
     [[ -z ${waiter-} ]] || kill "$waiter" 2>/dev/null || true
-    cgroup_remove
 }
 
 # shared_stop: ends the shared instance, if there is one, and waits until it is gone.

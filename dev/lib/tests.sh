@@ -44,11 +44,16 @@ run_counted() {
     fi
 }
 
+programs_build() {
+    note "== building the programs"
+    cargo build --release --locked --package nix-snapshotter --package nix2container
+}
+
 # end_to_end_build TARGET: sets programs, of one directory below rust/crates/e2e/tests.
 end_to_end_build() {
     local target=$1
+    programs_build
     note "== building the end-to-end tests"
-    cargo build --release --locked --package nix-snapshotter --package nix2container
     # Cargo says which of the programs it made are tests: those whose profile is the one for tests.
     mapfile -t programs < <(cargo test --release --locked --package e2e --test "$target" --no-run \
         --message-format=json |
@@ -66,6 +71,14 @@ run_program() {
         NIX2CONTAINER_BIN="$build/target/release/nix2container" \
         RUST_TEST_THREADS="${RUST_TEST_THREADS:-1}" \
         "$program" "$@"
+}
+
+# skip_all NAME REASON: ends the script, with all of it counted as one that is skipped.
+skip_all() {
+    printf 'SKIPPED: %s: %s\n' "$1" "$2"
+    count_add 0 0 1
+    count_print
+    exit 0
 }
 
 # finish: prints the counts, and fails when a test has, or when there was none.
