@@ -9,7 +9,7 @@
 export PREFIX ?= build/bin
 
 .PHONY: all build nix-snapshotter nix2container start-containerd start-nix-snapshotter load-hello load-redis \
-	run-hello run-redis nsenter sandbox test test-kubernetes test-nix docs soak fuzz lint fmt bench clean help
+	run-hello run-redis nsenter sandbox test test-systemd test-kubernetes test-nix docs soak fuzz lint fmt bench clean help
 
 all: build
 
@@ -39,6 +39,9 @@ sandbox: ## Make the root file system of SUITE
 
 test: ## Run all tests, on both suites
 	@dev/test $(SUITE)
+
+test-systemd: ## Run the golden units under systemd, on both suites
+	@dev/test-systemd $(SUITE)
 
 test-kubernetes: ## Run kubelet, crictl and nerdctl on the daemon, on both suites
 	@dev/test-kubernetes $(SUITE)
