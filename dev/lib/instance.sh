@@ -53,9 +53,9 @@ instance_boot() {
 
 # instance_first: sets first, the PID 1 of the instance that child waits for, as it is numbered here.
 instance_first() {
-    first=
     # It is the only child of the unshare that waits for it.
-    read -r first _ <"/proc/$child/task/$child/children"
+    first=$(<"/proc/$child/task/$child/children")
+    first=${first% }
     [[ -n $first ]]
 } 2>/dev/null
 

@@ -1,9 +1,8 @@
 # shellcheck shell=bash
-# Installing golden units with Debian's programs behind the names that they have for packages.
+# Installing golden files with Debian's programs behind the names that stand in them for packages.
 
-# What each name stands for: Debian packages, whose programs are in the folder bin of a prefix, as Nix has them.
+# What a name stands for: Debian packages, whose programs are in the folder bin of a prefix, as Nix has them.
 declare -A golden_packages=(
-    [bash]=bash
     [cni-plugins]=containernetworking-plugins
     [containerd]=containerd
     [coreutils]=coreutils
@@ -14,54 +13,84 @@ declare -A golden_packages=(
     [iptables]=iptables
     [kmod]=kmod
     [nix]=nix-bin
-    [procps]=procps
     [rootlesskit]=rootlesskit
     [runc]=runc
     [slirp4netns]=slirp4netns
     [systemd]=systemd
     [util-linux]='util-linux mount'
 )
-# … or what lies at a path: a generated file, and what the caller adds.
+# … or a path: of the generated files, and of what the caller adds.
 declare -A golden_paths=(
     [glibc-locales]=/usr
     [tzdata]=/usr
 )
 golden_prefixes=/opt/golden
 
-# golden_install CONFIGURATION: puts its units to where systemd looks for an administrator's, unchanged but for the names.
+# golden_install CONFIGURATION…: puts units to where systemd looks for an administrator's, unchanged but for the names.
+# Sets golden_units. What a later configuration has takes the place of what an earlier one has under the same name.
 golden_install() {
-    local golden=$repo/tests/golden/$1 file
-    [[ -d $golden ]] || die "there is no $golden: a configuration is a directory of golden files."
-    mkdir -p "$golden_prefixes/files"
-    while IFS= read -r file; do
-        golden_paths[${file#files/}]=$golden_prefixes/$file
-    done < <(cd "$golden" && find . -path './files/*' -prune -printf '%P\n')
-    while IFS= read -r file; do
+    local name file
+    declare -gA golden_units=()
+    local -A sources=()
+    for name in "$@"; do
+        [[ -d $repo/tests/golden/$name ]] ||
+            die "there is no configuration $name: it is one of $(cd "$repo/tests/golden" && echo *)."
+        while IFS= read -r file; do
+            sources[$file]=$repo/tests/golden/$name/$file
+        done < <(cd "$repo/tests/golden/$name" && find . -type f -printf '%P\n')
+    done
+    # nixpkgs has one version of containerd, and the modules write its file for that.
+    if [[ -v sources[files/containerd-1.7.toml] ]]; then
+        at_least "$(containerd --version | grep --only-matching --extended-regexp '[0-9]+\.[0-9]+' | head -n 1)" 2.0 ||
+            sources[files/containerd.toml]=${sources[files/containerd-1.7.toml]}
+        unset 'sources[files/containerd-1.7.toml]'
+    fi
+    for file in "${!sources[@]}"; do
+        [[ $file != files/* ]] || golden_place "${file#files/}" "${sources[$file]}"
+    done
+    for file in "${!sources[@]}"; do
         case $file in
-            files/*) golden_copy "$golden/$file" "$golden_prefixes/$file" ;;
-            system/* | user/*) golden_copy "$golden/$file" "/etc/systemd/$file" ;;
-            *) die "$golden/$file is in none of the folders system, user and files." ;;
+            files/*) golden_write "${sources[$file]}" "${golden_places[${file#files/}]}" ;;
+            system/* | user/*)
+                golden_write "${sources[$file]}" "/etc/systemd/$file"
+                golden_units[$(basename "$file")]=${file%%/*}
+                ;;
+            *) die "${sources[$file]} is in none of the folders system, user and files." ;;
         esac
-    done < <(cd "$golden" && find . -type f -printf '%P\n')
+    done
 }
 
-# golden_copy GOLDEN FILE: writes FILE, with paths in the place of names.
-golden_copy() {
+# golden_place NAME GOLDEN: decides where a generated file goes. A program is a package of its own.
+declare -A golden_places=()
+golden_place() {
+    local name=$1 golden=$2
+    if [[ $(head -c 2 "$golden") == '#!' ]]; then
+        golden_paths[$name]=$golden_prefixes/$name
+        golden_places[$name]=$golden_prefixes/$name/bin/$name
+    else
+        golden_paths[$name]=$golden_prefixes/files/$name
+        golden_places[$name]=$golden_prefixes/files/$name
+    fi
+}
+
+# golden_write GOLDEN FILE: with paths in the place of names.
+golden_write() {
     local golden=$1 file=$2 text name path
-    text=$(<"$golden")
+    # A unit's PATH need not have bash: what Nix builds names it by its path, which golden files leave out.
+    text=$(sed '1s|^#!/usr/bin/env bash$|#!/usr/bin/bash|' "$golden")
     while read -r name; do
-        golden_path "$name" || die "$golden names @$name@, for which dev/systemd/golden.sh has nothing: add it there."
+        golden_path "$name" ||
+            die "${golden#"$repo/"} names @$name@, for which dev/systemd/golden.sh has no program: add it there."
         text=${text//"@$name@"/$path}
-    done < <(grep --only-matching --perl-regexp '@\K[a-z][a-z0-9._+-]*(?=@)' "$golden" | sort -u)
+    done < <(grep --only-matching --perl-regexp '@\K[a-z][a-z0-9._+-]*(?=@)' "$golden" | sort --unique)
     mkdir -p "${file%/*}"
     printf '%s\n' "$text" >"$file"
-    # A program is what has a shebang.
     [[ $text != '#!'* ]] || chmod +x "$file"
 }
 
-# golden_path NAME: sets path, and makes what is there the first time.
+# golden_path NAME: sets path, and makes what is there.
 golden_path() {
-    local name=$1 package
+    local name=$1 program
     path=${golden_paths[$name]-}
     [[ -z $path ]] || return 0
     [[ -n ${golden_packages[$name]-} ]] || return 1
@@ -70,9 +99,9 @@ golden_path() {
     mkdir -p "$path/bin"
     # shellcheck disable=SC2086  # One package a word.
     dpkg-query --listfiles ${golden_packages[$name]} | grep -E '^(/usr)?/(s?bin|lib/cni)/[^/]+$' |
-        xargs --no-run-if-empty ln --symbolic --force --target-directory="$path/bin"
-    # Names that Debian's alternatives give: iptables for one is iptables-nft.
-    find /usr/bin /usr/sbin -lname '/etc/alternatives/*' | while read -r package; do
-        [[ ! -e $path/bin/$(basename "$(realpath "$package")") ]] || ln --symbolic --force "$package" "$path/bin/"
+        xargs ln --symbolic --force --target-directory="$path/bin"
+    # Names that Debian's alternatives give: iptables is one for iptables-nft.
+    find /usr/bin /usr/sbin -lname '/etc/alternatives/*' | while read -r program; do
+        [[ ! -e $path/bin/$(basename "$(realpath "$program")") ]] || ln --symbolic --force "$program" "$path/bin/"
     done
 }

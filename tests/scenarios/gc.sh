@@ -26,7 +26,7 @@ an_image_is_loaded() {
 
 # root: the GC root of the store path.
 root() {
-    nix-store --query --roots "$(<"$files/closure")" | grep -- "/gcroots/" | awk '{ print $1 }'
+    nix-store --query --roots "$(<"$files/closure")" 2>/dev/null | grep -- "/gcroots/" | awk '{ print $1 }'
 }
 
 the_collector_leaves_its_store_path() {

@@ -45,6 +45,8 @@ steps() {
     eventually manager is-active "$target"
     tidied
     for step in "$@"; do
+        # Steps start services more often than systemd permits in so short a time.
+        manager reset-failed
         if ! SCENARIO_STEP=$step "$BASH" "$0"; then
             journalctl --no-pager --output=short-monotonic --lines=40 >&2
             echo "test $scenario::$step ... FAILED"

@@ -26,23 +26,6 @@ its_directories_are_the_users() {
     [[ ! -e /run/nix-snapshotter ]] || fail "/run/nix-snapshotter is outside of the namespaces too"
 }
 
-# They belong to an id that the user has in the user namespace alone.
-files_of_other_ids_are_removed_with_their_container() {
-    local process owner
-    start_redis
-    process=$(process_of "$scenario-redis")
-    inside bash -c "touch /proc/$process/root/other && chown 999 /proc/$process/root/other"
-    owner=$(find "$home/.local/share/nix-snapshotter/snapshots" -name other -printf %U)
-    ((owner > 65535)) || fail "the file belongs to $owner"
-    remove_container "$scenario-redis"
-    eventually no_directory_is_left
-}
-
-no_directory_is_left() {
-    equal "$(ctr snapshots --snapshotter nix list | tail -n +2 | wc --lines)" \
-        "$(find "$home/.local/share/nix-snapshotter/snapshots" -mindepth 1 -maxdepth 1 | wc --lines)"
-}
-
 a_container_ends_with_the_namespaces() {
     local process
     start_redis
@@ -86,6 +69,5 @@ what_is_stopped_leaves_nothing() {
     it_all_works_again
 }
 
-steps they_share_the_users_namespaces its_directories_are_the_users \
-    files_of_other_ids_are_removed_with_their_container a_container_ends_with_the_namespaces \
+steps they_share_the_users_namespaces its_directories_are_the_users a_container_ends_with_the_namespaces \
     they_come_back_when_rootlesskit_is_killed what_is_stopped_leaves_nothing
