@@ -1,6 +1,7 @@
 # containerd as a service of a user: options and units, for NixOS and Home Manager alike.
 #
-#   containerd-namespaces.service   rootlesskit, which makes the user, mount and network namespaces and holds them
+#   containerd-namespaces.service   rootlesskit, which makes the user, mount and network namespaces and holds them. They
+#                                   end with everything in them
 #   nix-snapshotter.service         enters them, and serves
 #   containerd.service              enters them. Its containers go on when it is restarted.
 { config, lib, pkgs, ... }:
@@ -114,8 +115,13 @@ in
         units.containerd-namespaces = {
           description = "Namespaces of containerd (rootless)";
           wantedBy = [ "default.target" ];
+          # When they come back after a failure, so do those who were in them.
+          wants = [ "containerd.service" ] ++ lib.optional cfg.nixSnapshotterIntegration "nix-snapshotter.service";
           unit = {
             ConditionUser = "!root";
+            # At some time it is no use any more: whoever has asked for the start waits until then.
+            StartLimitIntervalSec = 60;
+            StartLimitBurst = 5;
             # A rebuild of the system does not end containers.
             X-RestartIfChanged = false;
             X-SwitchMethod = "keep-old";
@@ -125,9 +131,12 @@ in
             # The one who is ready is in a namespace.
             NotifyAccess = "all";
             ExecStart = "${programs.hold}/bin/containerd-namespaces";
+            ExecStopPost = "${programs.end}/bin/containerd-namespaces-end";
             Restart = "on-failure";
             RestartSec = 2;
-            # Containers are below containerd.service; the namespaces go when the last one has.
+            # The others wait until a start has succeeded. Otherwise they fail with the first, and ask for the next at
+            # once (systemd 254).
+            RestartMode = "direct";
             KillMode = "mixed";
           };
         };
@@ -146,6 +155,8 @@ in
           service = {
             Type = "notify";
             NotifyAccess = "all";
+            # Otherwise the journal calls it containerd-nsenter.
+            SyslogIdentifier = "containerd";
             ExecStart = lib.concatStringsSep " "
               ([ "${programs.nsenter}/bin/containerd-nsenter" "${cfg.package}/bin/containerd" ] ++ arguments);
             Restart = "always";

@@ -82,6 +82,7 @@ let
     // {
       containerd-namespaces = script programs.hold;
       containerd-namespaces-child = script programs.child;
+      containerd-namespaces-end = script programs.end;
       containerd-nsenter = script programs.nsenter;
     };
 

@@ -1,5 +1,5 @@
-# The programs of rootless containerd: one that makes its namespaces with rootlesskit and holds them, and one that runs
-# a command in them.
+# The programs of rootless containerd: one that makes its namespaces with rootlesskit and holds them, one that runs a
+# command in them, and one that ends what is left in them.
 { lib, pkgs }:
 { bindMounts }:
 let
@@ -15,6 +15,9 @@ let
       show "${source}" ${lib.escapeShellArg mountPoint}
     '')
     bindMounts);
+
+  # The name of the user namespace, once it is there.
+  namespace = "$XDG_RUNTIME_DIR/containerd-namespaces";
 
   child = pkgs.writeShellApplication {
     name = "containerd-namespaces-child";
@@ -33,8 +36,13 @@ let
       # The lock of the host's iptables belongs to root.
       rm --force /run/xtables.lock
       ${mounts}
+      # By its name, what is left in the namespaces is found when they are given up.
+      readlink /proc/self/ns/user >"${namespace}"
+      # rootlesskit fails when this does: to be stopped is no failure.
+      trap 'exit 0' TERM
       systemd-notify --ready --status="holding the namespaces"
-      exec sleep infinity
+      sleep infinity &
+      wait
     '';
   };
 in
@@ -66,6 +74,44 @@ in
         --copy-up=/etc --copy-up=/run --copy-up=/var/lib \
         --propagation=rslave \
         ${child}/bin/containerd-namespaces-child
+    '';
+  };
+
+  # Containers and their shims have control groups of their own, and would go on where there is no network any more. Who
+  # owns a user namespace may end everything in it, whatever its user (user_namespaces(7)).
+  end = pkgs.writeShellApplication {
+    name = "containerd-namespaces-end";
+    runtimeInputs = [ pkgs.coreutils ];
+    text = ''
+      if [ ! -e "${namespace}" ]; then
+        exit 0
+      fi
+      namespace=$(<"${namespace}")
+      rm "${namespace}"
+
+      left() {
+        local process
+        for process in /proc/[0-9]*; do
+          if [ "$(readlink "$process/ns/user")" = "$namespace" ]; then
+            echo "''${process#/proc/}"
+          fi
+        done 2>/dev/null
+      }
+
+      for signal in TERM KILL; do
+        for ((tries = 0; tries < 50; tries++)); do
+          mapfile -t processes < <(left)
+          if ((''${#processes[@]} == 0)); then
+            exit 0
+          fi
+          if ((tries == 0)); then
+            kill -s "$signal" "''${processes[@]}" 2>/dev/null || true
+          fi
+          sleep 0.1
+        done
+      done
+      echo "these processes are left in namespaces that nobody holds: ''${processes[*]}" >&2
+      exit 1
     '';
   };
 

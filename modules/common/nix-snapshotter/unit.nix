@@ -104,6 +104,8 @@ in
       service = common.service // {
         # The one who is notified is outside, and nsenter turns into the daemon inside.
         NotifyAccess = "all";
+        # Otherwise the journal calls it after the program that enters.
+        SyslogIdentifier = "nix-snapshotter";
         ExecStart = "${enter} ${cfg.package}/bin/nix-snapshotter --config ${configFile} --root ${root}";
       };
     };
