@@ -5,7 +5,7 @@ let
   inherit (import ./settings.nix { inherit lib; }) toVersion3;
   wanted =
     if settings.version or 2 == 2 && lib.versionAtLeast package.version "2"
-    then toVersion3 settings
+    then toVersion3 package.version settings
     else settings;
   file = (pkgs.formats.toml { }).generate "containerd-unchecked.toml" wanted;
 in

@@ -97,8 +97,8 @@ in
     };
   };
 
-  # The whole of a configuration of version 2 as one of version 3.
-  toVersion3 = settings:
+  # The whole of a configuration of version 2 as one of version 3, for a release of containerd.
+  toVersion3 = release: settings:
     let
       old = settings.plugins.${cri} or { };
       containerd = old.containerd or { };
@@ -110,6 +110,10 @@ in
 
       newRuntime =
         builtins.removeAttrs old (imageKeys ++ serverKeys ++ [ "containerd" "sandbox_image" ])
+        # containerd 2.1 has a list in the place of `bin_dir`, which it deprecates.
+        // lib.optionalAttrs (old ? cni.bin_dir && lib.versionAtLeast release "2.1") {
+          cni = builtins.removeAttrs old.cni [ "bin_dir" ] // { bin_dirs = [ old.cni.bin_dir ]; };
+        }
         // lib.optionalAttrs (containerd != { }) {
           containerd =
             builtins.removeAttrs containerd imageKeysOfContainerd

@@ -13,7 +13,7 @@ let
 
   inherit (import ../../../modules/common/containerd/settings.nix { inherit lib; }) toVersion3;
   settings = result: result.config.virtualisation.containerd.settings;
-  file = result: toVersion3 (settings result);
+  file = result: toVersion3 "2.2.0" (settings result);
   shell = result: result.config.environment.extraInit;
 in
 {
@@ -120,7 +120,7 @@ in
 
   "a file of version 2 as one of version 3" =
     let
-      new = toVersion3 {
+      new = toVersion3 "2.2.0" {
         version = 2;
         root = "/data";
         plugins = {
@@ -157,7 +157,7 @@ in
           };
           "io.containerd.cri.v1.runtime" = {
             enable_cdi = true;
-            cni.bin_dir = "/opt/cni/bin";
+            cni.bin_dirs = [ "/opt/cni/bin" ];
             containerd = {
               default_runtime_name = "kata";
               runtimes.kata = {
@@ -169,7 +169,10 @@ in
           "io.containerd.internal.v1.opt".path = "/opt";
         };
       };
-      "nothing comes of nothing" = toVersion3 { version = 2; } == { version = 3; plugins = { }; };
+      "containerd 2.0 has one directory of plugins" =
+        (toVersion3 "2.0.7" { plugins."io.containerd.grpc.v1.cri".cni.bin_dir = "/bin"; }).plugins."io.containerd.cri.v1.runtime".cni
+        == { bin_dir = "/bin"; };
+      "nothing comes of nothing" = toVersion3 "2.2.0" { version = 2; } == { version = 3; plugins = { }; };
     };
 
   "containerd 1.7 keeps version 2" =

@@ -136,7 +136,7 @@ in
         };
         services.nix-snapshotter.enable = true;
       };
-      file = (import ../../../modules/common/containerd/settings.nix { inherit lib; }).toVersion3
+      file = (import ../../../modules/common/containerd/settings.nix { inherit lib; }).toVersion3 "2.2.0"
         result.config.virtualisation.containerd.settings;
     in
     checks.accepted result // {
