@@ -26,6 +26,10 @@ declare -A golden_paths=(
 )
 golden_prefixes=/opt/golden
 
+containerd_is_2() {
+    at_least "$(containerd --version | grep --only-matching --extended-regexp '[0-9]+\.[0-9]+' | head -n 1)" 2.0
+}
+
 # golden_install CONFIGURATION…: puts units to where systemd looks for an administrator's, unchanged but for the names.
 # Sets golden_units. What a later configuration has takes the place of what an earlier one has under the same name.
 golden_install() {
@@ -41,8 +45,7 @@ golden_install() {
     done
     # nixpkgs has one version of containerd, and the modules write its file for that.
     if [[ -v sources[files/containerd-1.7.toml] ]]; then
-        at_least "$(containerd --version | grep --only-matching --extended-regexp '[0-9]+\.[0-9]+' | head -n 1)" 2.0 ||
-            sources[files/containerd.toml]=${sources[files/containerd-1.7.toml]}
+        containerd_is_2 || sources[files/containerd.toml]=${sources[files/containerd-1.7.toml]}
         unset 'sources[files/containerd-1.7.toml]'
     fi
     for file in "${!sources[@]}"; do

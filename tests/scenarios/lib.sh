@@ -127,17 +127,24 @@ property() {
     manager show --value --property="$2" "$1.service"
 }
 
-# journal UNIT: what it has said, and systemd of it, since it was last started.
+# journal UNIT [OPTION…]: what it has said, and systemd of it, since it was last started.
 journal() {
-    journal_of "$(property "$1" InvocationID)"
-}
-
-# journal_of INVOCATION [OPTION…]
-journal_of() {
-    local invocation=$1
+    local invocation
+    invocation=$(property "$1" InvocationID)
     shift
     journalctl --no-pager --output=cat "$@" \
         "_SYSTEMD_INVOCATION_ID=$invocation" + "INVOCATION_ID=$invocation" + "USER_INVOCATION_ID=$invocation"
+}
+
+# now: where the journal ends.
+now() {
+    journalctl --no-pager --lines=0 --show-cursor | sed --quiet 's/^-- cursor: //p'
+}
+
+# said_since NOW TEXT: whether anybody has said it since then. The journal may not know whose a message was, when the
+# process has ended at once.
+said_since() {
+    [[ $(journalctl --no-pager --output=cat --after-cursor="$1") == *"$2"* ]]
 }
 
 # drop_in UNIT: adds what is on standard input to a unit, until the machine is restarted or `undone` is called.
