@@ -3,18 +3,15 @@
 let
   inherit (lib) literalExpression mkOption types;
   toml = pkgs.formats.toml { };
+
+  # nixpkgs has the Go project under the same name: where the overlay is not used, this tree is built.
+  package =
+    if pkgs ? nix-snapshotter && pkgs.nix-snapshotter ? checkConfig
+    then pkgs.nix-snapshotter
+    else pkgs.callPackage ../../../pkgs/nix-snapshotter.nix { };
 in
 {
-  package = mkOption {
-    type = types.package;
-    default =
-      # nixpkgs has the Go project under the same name; where the overlay is not used, this tree is built.
-      if pkgs ? nix-snapshotter && pkgs.nix-snapshotter ? checkConfig
-      then pkgs.nix-snapshotter
-      else pkgs.callPackage ../../../pkgs/nix-snapshotter.nix { };
-    defaultText = literalExpression "pkgs.nix-snapshotter";
-    description = "The nix-snapshotter package to use.";
-  };
+  package = lib.mkPackageOption { nix-snapshotter = package; } "nix-snapshotter" { pkgsText = "pkgs"; };
 
   path = mkOption {
     type = types.listOf (types.either types.package types.path);

@@ -58,21 +58,34 @@ let
     // (if usesFuse
     then { DevicePolicy = "closed"; DeviceAllow = "/dev/fuse rw"; }
     else { PrivateDevices = true; })
-    # Where a file of one's own has the root is not known here.
-    // lib.optionalAttrs (cfg.configFile == null) ({
+    # What a file of one's own has is not known here.
+    // (if cfg.configFile == null
+    then {
       # root's ~/.config/nix and ~/.netrc are read.
       ProtectHome = "read-only";
       ProtectSystem = "strict";
-    } // writable cfg.settings.root);
+    } // writable cfg
+    else { RuntimeDirectory = "nix-snapshotter"; });
 
-  # systemd makes what lies below /var/lib; another place has to be there.
-  writable = root:
-    if lib.hasPrefix "/var/lib/" root
-    then {
+  # Directories that the daemon writes to. systemd makes those below /var/lib and /run, the others have to be there.
+  writable = cfg:
+    let
+      inherit (cfg.settings) root;
+      metrics = toString cfg.settings.metrics.address;
+      sockets = map builtins.dirOf
+        ([ cfg.settings.address ] ++ lib.optional (lib.hasPrefix "unix://" metrics) (lib.removePrefix "unix://" metrics));
+      isRuntime = lib.hasPrefix "/run/";
+      isState = lib.hasPrefix "/var/lib/" root;
+      others = lib.filter (directory: !isRuntime directory) sockets ++ lib.optional (!isState) root;
+    in
+    {
+      RuntimeDirectory = lib.unique (map (lib.removePrefix "/run/") (lib.filter isRuntime sockets));
+    }
+    // lib.optionalAttrs isState {
       StateDirectory = lib.removePrefix "/var/lib/" root;
       StateDirectoryMode = "0700";
     }
-    else { ReadWritePaths = [ root ]; };
+    // lib.optionalAttrs (others != [ ]) { ReadWritePaths = lib.unique others; };
 in
 {
   system = { cfg, configFile }:
@@ -82,16 +95,17 @@ in
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ];
       inherit (cfg) path;
+      unit = lib.optionalAttrs (cfg.configFile == null) { RequiresMountsFor = cfg.settings.root; };
       environment = common.environment // { XDG_CACHE_HOME = "/var/cache/nix-snapshotter"; };
       service = common.service // {
         ExecStart = "${cfg.package}/bin/nix-snapshotter --config ${configFile}";
-        RuntimeDirectory = "nix-snapshotter";
         # For a builder that evaluates.
         CacheDirectory = "nix-snapshotter";
       } // hardening cfg;
     };
 
-  # `namespaces` is the unit that holds the namespaces of containerd, `enter` the program that enters them.
+  # Not hardened: most directives need a mount namespace of their own, and the program enters another one. The user
+  # namespace is the limit here. `namespaces` is the unit that holds the namespaces of containerd, `enter` the program that enters them.
   user = { cfg, configFile, namespaces, enter }:
     let
       root = if cfg.settings.root != null then cfg.settings.root else "%h/.local/share/nix-snapshotter";

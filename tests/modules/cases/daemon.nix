@@ -68,6 +68,20 @@ in
       "it is made" = result.config.systemd.tmpfiles.settings."10-nix-snapshotter" ? "/data/nix-snapshotter";
     };
 
+  "sockets elsewhere" =
+    let
+      result = daemon {
+        settings = {
+          address = "/run/containers/nix.sock";
+          metrics.address = "unix:///srv/metrics/nix.sock";
+        };
+      };
+    in
+    checks.accepted result // {
+      "systemd makes one" = (service result).RuntimeDirectory == [ "containers" ];
+      "the daemon may write to the other" = (service result).ReadWritePaths == [ "/srv/metrics" ];
+    };
+
   "the root of another snapshotter" =
     checks.refused [ "services.nix-snapshotter.settings.root" "io.containerd.snapshotter.v1.overlayfs" "directory of its own" ]
       (daemon { settings.root = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"; });
