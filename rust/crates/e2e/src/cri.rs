@@ -15,14 +15,14 @@ use crate::{
 
 use cri_api::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, FilesystemUsage, ImageFsInfoRequest, ImageSpec,
-    ImageStatusRequest, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, ListImagesRequest, ListImagesResponse, Mount, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, PortMapping,
-    Protocol, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest, image_service_client::ImageServiceClient,
-    runtime_service_client::RuntimeServiceClient,
+    CreateContainerRequest, ExecSyncRequest, FilesystemUsage, IdMapping, ImageFsInfoRequest,
+    ImageSpec, ImageStatusRequest, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListImagesRequest, ListImagesResponse,
+    Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxStatusRequest, PortMapping, Protocol, PullImageRequest, RemoveContainerRequest,
+    RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopContainerRequest, StopPodSandboxRequest, UserNamespace,
+    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 
 /// How long the CRI may take to look at all images after containerd has begun to listen.
@@ -191,7 +191,30 @@ impl Cri {
     /// # Errors
     /// What the CRI says.
     pub fn run_pod(&self) -> Result<Pod<'_>> {
-        self.run_sandbox(NamespaceMode::Node, PodSandboxConfig::default())
+        self.run_sandbox(namespaces(NamespaceMode::Node), PodSandboxConfig::default())
+    }
+
+    /// Starts a pod with a network and with users of its own, of which root is this one of the host.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn run_pod_with_users_from(&self, host: u32) -> Result<Pod<'_>> {
+        let mapping = IdMapping {
+            host_id: host,
+            container_id: 0,
+            length: 65_536,
+        };
+        let users = UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: vec![mapping],
+            gids: vec![mapping],
+        };
+        let namespaces = NamespaceOption {
+            ipc: NamespaceMode::Pod.into(),
+            userns_options: Some(users),
+            ..namespaces(NamespaceMode::Pod)
+        };
+        self.run_sandbox(namespaces, PodSandboxConfig::default())
     }
 
     /// Starts a pod with a network of its own. A port of the host leads to one of the pod, and the
@@ -210,17 +233,21 @@ impl Cri {
             port_mappings: vec![mapping],
             ..PodSandboxConfig::default()
         };
-        self.run_sandbox(NamespaceMode::Pod, config)
+        self.run_sandbox(namespaces(NamespaceMode::Pod), config)
     }
 
-    fn run_sandbox(&self, network: NamespaceMode, config: PodSandboxConfig) -> Result<Pod<'_>> {
+    fn run_sandbox(
+        &self,
+        namespaces: NamespaceOption,
+        config: PodSandboxConfig,
+    ) -> Result<Pod<'_>> {
         let metadata = PodSandboxMetadata {
             name: unique("pod"),
             uid: unique("uid"),
             namespace: "default".to_owned(),
         };
         let security_context = LinuxSandboxSecurityContext {
-            namespace_options: Some(namespaces(network)),
+            namespace_options: Some(namespaces.clone()),
         };
         let linux = LinuxPodSandboxConfig {
             security_context: Some(security_context),
@@ -238,7 +265,7 @@ impl Cri {
         Ok(Pod {
             cri: self,
             id: answer.into_inner().pod_sandbox_id,
-            network,
+            namespaces,
             config,
         })
     }
@@ -256,6 +283,7 @@ fn namespaces(network: NamespaceMode) -> NamespaceOption {
         network: network.into(),
         pid: NamespaceMode::Container.into(),
         ipc: NamespaceMode::Node.into(),
+        userns_options: None,
     }
 }
 
@@ -264,7 +292,7 @@ fn namespaces(network: NamespaceMode) -> NamespaceOption {
 pub struct Pod<'a> {
     cri: &'a Cri,
     id: String,
-    network: NamespaceMode,
+    namespaces: NamespaceOption,
     config: PodSandboxConfig,
 }
 
@@ -281,7 +309,7 @@ impl Pod<'_> {
         volumes: &[(&Path, &str)],
     ) -> Result<String, Status> {
         let security_context = LinuxContainerSecurityContext {
-            namespace_options: Some(namespaces(self.network)),
+            namespace_options: Some(self.namespaces.clone()),
         };
         let mount = |(host_path, container_path): &(&Path, &str)| Mount {
             container_path: (*container_path).to_owned(),

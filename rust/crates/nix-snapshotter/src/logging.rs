@@ -34,7 +34,7 @@ const EXCERPT_BYTES: usize = 256;
 const LINE_BYTES: usize = 16 * 1024;
 
 /// The crates whose messages are this project's own.
-const OURS: [&str; 3] = ["nix_snapshotter", "nix_store", "snapshots"];
+const OURS: [&str; 4] = ["image_loader", "nix_snapshotter", "nix_store", "snapshots"];
 
 /// What a line looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]

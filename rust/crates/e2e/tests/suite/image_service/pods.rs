@@ -39,7 +39,13 @@ fn cluster(host: &Host, format: u32) -> Result<Cluster> {
         build(host, image, &[&program, "sleep", "1000"], info.path(), &[])
     };
     let config = daemon::Config::new(host, &unique("daemon")).line("upperdir_label = true");
-    let configure = |containerd: Config| containerd.format(format).with_network();
+    let configure = |containerd: Config| {
+        let containerd = containerd.format(format).with_network();
+        // For pods with users of their own.
+        containerd
+            .capability("remap-ids")
+            .capability("only-remap-ids")
+    };
     let node = Node::start_from(host, &config, configure, pause)?;
     let images = Cri::connect(config.address())?;
     Ok(Cluster { node, images })
@@ -99,6 +105,28 @@ fn a_redis_pod_runs_from_its_store_path_and_answers_on_its_port() {
             cluster.images.remove_image(&id)?;
             ensure!(cluster.images.image_id(&image)?.is_none());
             cluster.keeps_nothing()?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_with_users_of_its_own_runs_from_the_store() {
+    test(|host| {
+        let reason = "containerd maps the ids of mounts since 2.0";
+        host.requires(Config::formats()?.contains(&3), reason)?;
+        for format in Config::formats()? {
+            let cluster = cluster(host, format)?;
+            let id = cluster.images.pull(&image(&redis(host)?))?;
+            let pod = cluster.node.cri.run_pod_with_users_from(100_000)?;
+            let container = pod.create_container(&id, &[], &[])?;
+            pod.start_container(&container)?;
+            let address = format!("{}:{PORT}", pod.ip()?);
+            poll("redis", SETTLE, || Ok(when(ping(&address).is_ok())))?;
+            let cli = format!("{}/bin/redis-cli", host.fixture("redis")?);
+            ensure!(pod.exec(&container, &[&cli, "ping"])? == "PONG\n");
+            pod.remove_container(&container)?;
+            pod.remove()?;
         }
         Ok(())
     });
