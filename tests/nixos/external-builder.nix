@@ -2,7 +2,8 @@
 { examples, pkgs, python, ... }:
 let
   cache = "file:///var/cache/nix";
-  calls = "/var/lib/external-builder-calls";
+  # Where the daemon, and with it the builder, may write.
+  calls = "/var/cache/nix-snapshotter/external-builder-calls";
 
   builder = pkgs.writeShellApplication {
     name = "external-builder";
