@@ -23,11 +23,12 @@ let
 
   configure = pkgs.writeShellApplication {
     name = "k3s-configure-containerd";
-    runtimeInputs = [ pkgs.coreutils ];
+    runtimeInputs = [ pkgs.coreutils pkgs.gnused ];
+    # The template of an older k3s names the directory.
     text = lib.concatStrings (lib.mapAttrsToList
       (file: source: ''
         mkdir --parents "$(dirname "${directory}/${file}")"
-        ln --symbolic --force --no-dereference ${source} "${directory}/${file}"
+        sed "s|[$]HOME|$HOME|g" ${source} >"${directory}/${file}"
       '')
       files);
   };

@@ -10,6 +10,7 @@ mod crash;
 mod cri;
 mod docker;
 mod doctor;
+mod drop_in;
 mod faults;
 mod garbage;
 mod image_service;
