@@ -9,14 +9,14 @@ tidy() {
 }
 
 its_start_and_its_end_are_told() {
-    local then
-    then=$(now)
+    local since
+    since=$(now)
     manager restart nix-snapshotter.service
-    eventually said_since "$then" "serving address="
-    then=$(now)
+    eventually said_since "$since" "serving address="
+    since=$(now)
     manager stop nix-snapshotter.service
-    eventually said_since "$then" 'stopping signal="SIGTERM"'
-    eventually said_since "$then" "stopped realisations="
+    eventually said_since "$since" 'stopping signal="SIGTERM"'
+    eventually said_since "$since" "stopped realisations="
     manager start nix-snapshotter.service
 }
 
@@ -26,12 +26,12 @@ messages_have_their_severity() {
 }
 
 a_wrong_configuration_fails_the_unit_with_its_reason() {
-    local then
-    then=$(now)
+    local since
+    since=$(now)
     drop_in nix-snapshotter <<<$'[Service]\nEnvironment=NIX_SNAPSHOTTER_ADDRESS=unix:///run/wrong.sock\nRestart=no'
     ! manager restart nix-snapshotter.service 2>/dev/null || fail "it starts"
     equal failed "$(property nix-snapshotter ActiveState)"
-    eventually said_since "$then" "is not an absolute path"
+    eventually said_since "$since" "is not an absolute path"
 }
 
 it_starts_when_that_is_mended() {

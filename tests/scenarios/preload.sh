@@ -20,13 +20,13 @@ both_images_are_there() {
 }
 
 a_second_time_changes_nothing() {
-    local images snapshots then
-    then=$(now)
+    local images snapshots since
+    since=$(now)
     images=$(ctr images list | sort) snapshots=$(ctr snapshots --snapshotter nix list | sort)
     manager restart preload-containerd.service
     equal "$images" "$(ctr images list | sort)"
     equal "$snapshots" "$(ctr snapshots --snapshotter nix list | sort)"
-    eventually said_since "$then" "was there already"
+    eventually said_since "$since" "was there already"
 }
 
 an_image_that_was_removed_is_loaded_again() {
