@@ -6,10 +6,10 @@ let
 in
 lib.mapAttrs
   (_: result:
-    if result ? drvPath
-    then { "it is a package" = lib.hasSuffix ".drv" result.drvPath; }
-    else
-      checks.accepted result // {
-        "it sets the daemon up" = lib.elem "nix-snapshotter" (services result);
-      })
+  if result ? drvPath
+  then { "it is a package" = lib.hasSuffix ".drv" result.drvPath; }
+  else
+    checks.accepted result // {
+      "it sets the daemon up" = lib.elem "nix-snapshotter" (services result);
+    })
   snippets

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use e2e::{containerd::Config, host::test, process::succeed};
 
 #[test]
