@@ -19,7 +19,7 @@ let
 
   # Snippets fetch this project, which is here, and say which release they are of.
   replacements = {
-    "import (fetchTarball \"https://github.com/OWNER/nix-snapshotter/archive/main.tar.gz\")" = "{ nixosModules.default = { }; }";
+    "import (fetchTarball \"https://github.com/OWNER/nix-snapshotter/archive/main.tar.gz\")" = "{ nixosModules.default = { }; homeModules.default = { }; }";
     "./hardware-configuration.nix" = "{ }";
     "stateVersion = \"26.05\"" = ''stateVersion = "${lib.trivial.release}"'';
   };
