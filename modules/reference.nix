@@ -1,4 +1,5 @@
-# The reference of all options, docs/configuration.md, from their declarations.
+# The reference of all options, docs/configuration.md, from their declarations: its `text`, and the `examples` in it that
+# are Nix, by the names of the options.
 { lib, pkgs }:
 let
   # Options are collected without those of nixpkgs: what their modules declare is not evaluated.
@@ -47,21 +48,27 @@ let
   rootful = prefix: within prefix (lib.filter (option: !isRootless option) nixos);
   rootless = prefix: within prefix (lib.filter isRootless nixos);
 in
-''
-  # Options of the modules
+{
+  examples = lib.listToAttrs (map
+    (option: lib.nameValuePair option.name option.example.text)
+    (lib.filter (option: option ? example.text) nixos));
 
-  <!-- Made of the options by `make docs`. -->
+  text = ''
+    # Options of the modules
 
-  Every option that the modules add to NixOS, and those of them that Home Manager has too: all with `rootless` in their names. [Installation](installation.md) has whole configurations; [the daemon](daemon.md) says more of the keys of its configuration file.
+    <!-- Made of the options by `make docs`. -->
 
-  ${lib.concatStringsSep "\n" [
-    (chapter "services.nix-snapshotter" "The daemon as a service of the system." (rootful "services.nix-snapshotter."))
-    (chapter "virtualisation.containerd" "What is added to the module of nixpkgs." (rootful "virtualisation.containerd."))
-    (chapter "services.k3s" "What is added to the module of nixpkgs." (rootful "services.k3s."))
-    (chapter "services.preload-containerd" "Images that are there before anybody asks for them."
-      (rootful "services.preload-containerd."))
-    (chapter "services.nix-snapshotter.rootless" "The daemon as a service of a user." (rootless "services.nix-snapshotter."))
-    (chapter "virtualisation.containerd.rootless" "containerd as a service of a user." (rootless "virtualisation.containerd."))
-    (chapter "services.k3s.rootless" "k3s as a service of a user." (rootless "services.k3s."))
-    (chapter "services.preload-containerd.rootless" "Images for a user." (rootless "services.preload-containerd."))
-  ]}''
+    Every option that the modules add to NixOS, and those of them that Home Manager has too: all with `rootless` in their names. [Installation](installation.md) has whole configurations; [the daemon](daemon.md) says more of the keys of its configuration file.
+
+    ${lib.concatStringsSep "\n" [
+      (chapter "services.nix-snapshotter" "The daemon as a service of the system." (rootful "services.nix-snapshotter."))
+      (chapter "virtualisation.containerd" "What is added to the module of nixpkgs." (rootful "virtualisation.containerd."))
+      (chapter "services.k3s" "What is added to the module of nixpkgs." (rootful "services.k3s."))
+      (chapter "services.preload-containerd" "Images that are there before anybody asks for them."
+        (rootful "services.preload-containerd."))
+      (chapter "services.nix-snapshotter.rootless" "The daemon as a service of a user." (rootless "services.nix-snapshotter."))
+      (chapter "virtualisation.containerd.rootless" "containerd as a service of a user." (rootless "virtualisation.containerd."))
+      (chapter "services.k3s.rootless" "k3s as a service of a user." (rootless "services.k3s."))
+      (chapter "services.preload-containerd.rootless" "Images for a user." (rootless "services.preload-containerd."))
+    ]}'';
+}

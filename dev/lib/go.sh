@@ -66,7 +66,7 @@ go_is_at_least() {
 
 # go_fetch: unpacks the Go of trixie, whose programs are static and find their library by where they are.
 go_fetch() {
-    go_refusal="there is no Go on the PATH, and Debian's cannot be fetched"
+    go_refusal="there is no Go on the PATH that is new enough, and Debian's cannot be fetched, for which root and a mirror are needed"
     ((EUID == 0)) || return
     host_needs mmdebstrap=mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
     note "fetching Debian's Go, once"

@@ -27,6 +27,8 @@ nix_run() {
 nix_find() {
     local candidate
     nixpkgs='' home_manager='' inputs=()
+    [[ -z ${NIXPKGS-} || -e $NIXPKGS/lib/default.nix ]] ||
+        die "NIXPKGS is $NIXPKGS, which is no nixpkgs: there is no lib/default.nix in it. Name another directory, or none."
     if [[ -z ${NIXPKGS-} ]] && nix_on_host && nix_pinned; then
         return
     fi

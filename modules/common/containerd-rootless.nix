@@ -12,6 +12,7 @@ let
 
   settings = import ./containerd/settings.nix { inherit lib; };
   configFile = import ./containerd/config-file.nix { inherit lib pkgs; };
+  mountPrograms = import ./nix-snapshotter/mount-programs.nix { inherit lib pkgs; };
   programs = import ./containerd/namespaces.nix { inherit lib pkgs; } { inherit (cfg) bindMounts; };
   toml = pkgs.formats.toml { };
 
@@ -186,6 +187,7 @@ in
 
     (lib.mkIf cfg.nixSnapshotterIntegration {
       virtualisation.containerd.rootless = {
+        path = mountPrograms daemon;
         setSnapshotter = lib.mkDefault daemon.snapshotterName;
 
         settings = settings.nixSnapshotter {

@@ -7,6 +7,7 @@ let
   daemon = config.services.nix-snapshotter.rootless;
 
   k3s = import ./k3s.nix { inherit lib pkgs; };
+  mountPrograms = import ./nix-snapshotter/mount-programs.nix { inherit lib pkgs; };
   embeddedNix = cfg.snapshotter == "nix";
   name = if embeddedNix then daemon.snapshotterName else cfg.snapshotter;
 
@@ -138,8 +139,11 @@ in
     }
 
     (lib.mkIf embeddedNix {
-      services.k3s.rootless.extraFlags = lib.optional daemon.settings.image_service.enable
-        "--image-service-endpoint=unix://${daemon.settings.address}";
+      services.k3s.rootless = {
+        path = mountPrograms daemon;
+        extraFlags = lib.optional daemon.settings.image_service.enable
+          "--image-service-endpoint=unix://${daemon.settings.address}";
+      };
 
       services.nix-snapshotter.rootless = {
         enable = lib.mkDefault true;

@@ -23,7 +23,10 @@ let
     proxy_plugins.${name} = {
       type = "snapshot";
       inherit address;
-      exports.root = root;
+      exports = {
+        inherit root;
+        enable_remote_snapshot_annotations = "true";
+      };
     };
     # k3s turns annotations off for every snapshotter that it does not know.
     plugins."io.containerd.cri.v1.images" = {

@@ -5,7 +5,7 @@ let
   containerd = config.virtualisation.containerd.rootless;
   k3s = config.services.k3s.rootless;
 
-  units = import ./nix-snapshotter/unit.nix { inherit lib; };
+  units = import ./nix-snapshotter/unit.nix { inherit lib pkgs; };
   inherit (import ./nix-snapshotter/config-file.nix { inherit lib pkgs; } cfg) file;
   checks = import ./nix-snapshotter/checks.nix { inherit lib; } {
     inherit cfg;

@@ -13,13 +13,11 @@ in
     addressText = "that of the user's containerd, or of the user's k3s";
   };
 
-  config = lib.mkIf (cfg.enable && lib.any (target: target.archives != [ ]) cfg.targets) {
-    services.nix-snapshotter.userServices.units.preload-containerd = preload.unit {
-      inherit (daemon) package;
+  config = lib.mkIf (preload.isNeeded cfg) {
+    services.nix-snapshotter.userServices.units.preload-containerd = { unit.ConditionUser = "!root"; } // preload.unit {
+      inherit daemon;
       inherit (cfg) targets;
-      snapshotter = daemon.snapshotterName;
-      runtime = [ (if k3s then "k3s.service" else "containerd.service") ]
-        ++ lib.optional daemon.enable "nix-snapshotter.service";
+      containerd = if k3s then "k3s.service" else "containerd.service";
       wantedBy = [ "default.target" ];
     };
 

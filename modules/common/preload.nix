@@ -41,23 +41,26 @@ in
     };
   };
 
-  # `runtime` are the units that have to run. There is nothing to do without archives.
-  unit = { package, snapshotter, targets, runtime, wantedBy }: {
+  # There is nothing to do without archives.
+  isNeeded = cfg: cfg.enable && lib.any (target: target.archives != [ ]) cfg.targets;
+
+  # `containerd` is the unit of the one that images are loaded into, `daemon` has the options of nix-snapshotter.
+  unit = { containerd, daemon, targets, wantedBy }: rec {
     description = "Images for containerd";
     inherit wantedBy;
-    wants = runtime;
-    after = runtime;
+    wants = [ containerd ] ++ lib.optional daemon.enable "nix-snapshotter.service";
+    after = wants;
     service = {
       Type = "oneshot";
       RemainAfterExit = true;
       ExecStart = map
         (target: lib.concatStringsSep " " (
           [
-            "${package}/bin/nix-snapshotter"
+            "${daemon.package}/bin/nix-snapshotter"
             "preload"
             "--containerd-address=${expand target.address}"
             "--namespace=${target.namespace}"
-            "--snapshotter=${snapshotter}"
+            "--snapshotter=${daemon.snapshotterName}"
           ] ++ map toString target.archives
         ))
         (lib.filter (target: target.archives != [ ]) targets);

@@ -7,6 +7,7 @@ let
 
   settings = import ../common/containerd/settings.nix { inherit lib; };
   configFile = import ../common/containerd/config-file.nix { inherit lib pkgs; };
+  mountPrograms = import ../common/nix-snapshotter/mount-programs.nix { inherit lib pkgs; };
   export = import ../common/environment.nix { inherit lib; };
 
   # nixpkgs has no option for it.
@@ -80,6 +81,7 @@ in
 
     (lib.mkIf cfg.nixSnapshotterIntegration {
       virtualisation.containerd = {
+        path = mountPrograms daemon;
         setSnapshotter = lib.mkDefault daemon.snapshotterName;
         # It replaces the file that nixpkgs makes of the same settings in version 2.
         args.config = lib.mkForce (toString (configFile { inherit package; inherit (cfg) settings; }).file);

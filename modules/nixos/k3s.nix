@@ -7,6 +7,7 @@ let
   containerd = config.virtualisation.containerd;
 
   k3s = import ../common/k3s.nix { inherit lib pkgs; };
+  mountPrograms = import ../common/nix-snapshotter/mount-programs.nix { inherit lib pkgs; };
   export = import ../common/environment.nix { inherit lib; };
 
   # The snapshotter of the embedded containerd. There is none where k3s uses another containerd.
@@ -60,6 +61,13 @@ in
           '';
         }
         {
+          assertion = containerd.k3sIntegration -> containerd.enable;
+          message = ''
+            virtualisation.containerd.k3sIntegration has k3s use a containerd that virtualisation.containerd.enable does not
+            start. Set virtualisation.containerd.enable = true, or leave the integration out.
+          '';
+        }
+        {
           assertion = containerd.k3sIntegration -> cfg.snapshotter == "overlayfs";
           message = ''
             services.k3s.snapshotter is ${cfg.snapshotter}, the snapshotter of k3s' embedded containerd, and
@@ -96,6 +104,7 @@ in
         files;
 
       systemd.services.k3s = {
+        path = mountPrograms daemon;
         wants = [ "nix-snapshotter.service" ];
         after = [ "nix-snapshotter.service" ];
       };

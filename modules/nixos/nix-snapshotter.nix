@@ -3,7 +3,7 @@
 let
   cfg = config.services.nix-snapshotter;
   inherit (import ../common/unit.nix { inherit lib; }) toNixOS;
-  units = import ../common/nix-snapshotter/unit.nix { inherit lib; };
+  units = import ../common/nix-snapshotter/unit.nix { inherit lib pkgs; };
   inherit (import ../common/nix-snapshotter/config-file.nix { inherit lib pkgs; } cfg) file;
   checks = import ../common/nix-snapshotter/checks.nix { inherit lib; } {
     inherit cfg;

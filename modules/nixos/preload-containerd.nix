@@ -13,13 +13,11 @@ in
     addressText = lib.literalExpression "config.services.nix-snapshotter.settings.image_service.containerd_address";
   };
 
-  config = lib.mkIf (cfg.enable && lib.any (target: target.archives != [ ]) cfg.targets) {
+  config = lib.mkIf (preload.isNeeded cfg) {
     systemd.services.preload-containerd = toNixOS (preload.unit {
-      inherit (daemon) package;
+      inherit daemon;
       inherit (cfg) targets;
-      snapshotter = daemon.snapshotterName;
-      runtime = [ (if k3s then "k3s.service" else "containerd.service") ]
-        ++ lib.optional daemon.enable "nix-snapshotter.service";
+      containerd = if k3s then "k3s.service" else "containerd.service";
       wantedBy = [ "multi-user.target" ];
     });
 

@@ -27,5 +27,5 @@ in
   goldenRelease = "25.05";
   inherit (lib.trivial) release;
 
-  reference = import ../../modules/reference.nix { inherit lib pkgs; };
+  reference = (import ../../modules/reference.nix { inherit lib pkgs; }).text;
 }

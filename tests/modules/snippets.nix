@@ -68,7 +68,15 @@ let
       in
       lib.head (lib.attrValues (outputs.nixosConfigurations or outputs.homeConfigurations));
   };
+
+  # A block of Nix that no test would look at. The reference of the options has examples of values instead.
+  unmarked = lib.filter
+    (file: file != "docs/configuration.md"
+      && builtins.length (lib.splitString "```nix\n" (builtins.readFile (top + "/${file}"))) - 1
+      != builtins.length (snippetsOf file))
+    files;
 in
+assert lib.assertMsg (unmarked == [ ]) "there are blocks of Nix without a line <!-- KIND --> above: ${toString unmarked}";
 lib.listToAttrs (map
   (snippet: lib.nameValuePair snippet.name (of.${snippet.kind} snippet))
   (lib.concatMap snippetsOf files))

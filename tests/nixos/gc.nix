@@ -10,25 +10,20 @@ let
     config.entrypoint = [ "${redis}/bin/redis-server" "--protected-mode" "no" ];
   };
 
-  preload = {
-    enable = true;
-    targets = [{ archives = [ examples.hello ]; }];
-  };
+  machines = import ./common/machines.nix [ examples.hello ];
 in
 {
   # What the script names is in the store by `additionalPaths`.
   includeTestScriptReferences = false;
 
   nodes.rootful = {
-    imports = [ ./common/rootful.nix ./common/own-store.nix ];
-    services.preload-containerd = preload;
+    imports = [ machines.rootful ./common/own-store.nix ];
     # In the store without anything that holds it.
     virtualisation.additionalPaths = [ image ];
   };
 
   nodes.rootless = {
-    imports = [ ./common/rootless.nix ./common/own-store.nix ];
-    services.preload-containerd.rootless = preload;
+    imports = [ machines.rootless ./common/own-store.nix ];
     virtualisation.additionalPaths = [ image ];
   };
 

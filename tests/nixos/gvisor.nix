@@ -10,22 +10,17 @@ let
     };
   };
 
-  preload = {
-    enable = true;
-    targets = [{ archives = [ redis ]; }];
-  };
+  machines = import ./common/machines.nix [ redis ];
 in
 {
   nodes.rootful = {
-    imports = [ ./common/rootful.nix ];
+    imports = [ machines.rootful ];
     virtualisation.containerd.gVisorIntegration = true;
-    services.preload-containerd = preload;
   };
 
   nodes.rootless = {
-    imports = [ ./common/rootless.nix ];
+    imports = [ machines.rootless ];
     virtualisation.containerd.rootless.gVisorIntegration = true;
-    services.preload-containerd.rootless = preload;
   };
 
   testScript = python + ''

@@ -1,17 +1,13 @@
 # The same under k3s with the containerd of the system.
 { k8sResources, pkgs, python, ... }:
 let
-  k3s = import ./common/k3s.nix { inherit pkgs; };
-  manifests = import ./common/redis-manifests.nix {
-    pod = k8sResources.redisPod;
-    service = k8sResources.redisService;
-  };
+  k3s = import ./common/k3s.nix { inherit k8sResources pkgs; };
 in
 {
   globalTimeout = 1800;
 
   nodes.machine = {
-    imports = [ k3s.machine manifests ./common/rootful.nix ];
+    imports = [ k3s.machine ./common/rootful.nix ];
 
     virtualisation.containerd.k3sIntegration = true;
     services.k3s = {

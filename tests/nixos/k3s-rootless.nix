@@ -1,17 +1,13 @@
 # The same under the k3s of a user.
 { k8sResources, pkgs, python, ... }:
 let
-  k3s = import ./common/k3s.nix { inherit pkgs; };
-  manifests = import ./common/redis-manifests.nix {
-    pod = k8sResources.redisPod;
-    service = k8sResources.redisService;
-  };
+  k3s = import ./common/k3s.nix { inherit k8sResources pkgs; };
 in
 {
   globalTimeout = 1800;
 
   nodes.machine = {
-    imports = [ k3s.machine manifests ./common/alice.nix ];
+    imports = [ k3s.machine ./common/alice.nix ];
 
     services.k3s.rootless = {
       enable = true;

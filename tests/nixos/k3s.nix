@@ -1,17 +1,13 @@
 # A pod whose image is a store path, under k3s with its embedded containerd.
 { k8sResources, pkgs, python, ... }:
 let
-  k3s = import ./common/k3s.nix { inherit pkgs; };
-  manifests = import ./common/redis-manifests.nix {
-    pod = k8sResources.redisPod;
-    service = k8sResources.redisService;
-  };
+  k3s = import ./common/k3s.nix { inherit k8sResources pkgs; };
 in
 {
   globalTimeout = 1800;
 
   nodes.machine = {
-    imports = [ k3s.machine manifests ];
+    imports = [ k3s.machine ];
 
     services.k3s = {
       enable = true;

@@ -11,10 +11,7 @@ let
     config.Entrypoint = [ "${pkgs.hello}/bin/hello" ];
   };
 
-  preload = {
-    enable = true;
-    targets = [{ archives = [ ordinary ]; }];
-  };
+  machines = import ./common/machines.nix [ ordinary ];
   client = {
     environment.systemPackages = [ push ];
   };
@@ -27,13 +24,11 @@ in
   };
 
   nodes.rootful = {
-    imports = [ ./common/rootful.nix client ];
-    services.preload-containerd = preload;
+    imports = [ machines.rootful client ];
   };
 
   nodes.rootless = {
-    imports = [ ./common/rootless.nix client ];
-    services.preload-containerd.rootless = preload;
+    imports = [ machines.rootless client ];
   };
 
   testScript = python + ''

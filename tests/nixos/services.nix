@@ -1,21 +1,10 @@
 # The services as systemd sees them, of the system and of a user: their order, what they say, what they load.
 { examples, python, ... }:
 let
-  preload = {
-    enable = true;
-    targets = [{ archives = [ examples.hello examples.redis ]; }];
-  };
+  machines = import ./common/machines.nix [ examples.hello examples.redis ];
 in
 {
-  nodes.rootful = {
-    imports = [ ./common/rootful.nix ];
-    services.preload-containerd = preload;
-  };
-
-  nodes.rootless = {
-    imports = [ ./common/rootless.nix ];
-    services.preload-containerd.rootless = preload;
-  };
+  nodes = machines;
 
   testScript = python + ''
     start_all()

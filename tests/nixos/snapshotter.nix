@@ -17,21 +17,10 @@ let
     };
   };
 
-  preload = {
-    enable = true;
-    targets = [{ archives = [ examples.hello examples.redis examples.redisWithShell file ordinary ]; }];
-  };
+  machines = import ./common/machines.nix [ examples.hello examples.redis examples.redisWithShell file ordinary ];
 in
 {
-  nodes.rootful = {
-    imports = [ ./common/rootful.nix ];
-    services.preload-containerd = preload;
-  };
-
-  nodes.rootless = {
-    imports = [ ./common/rootless.nix ];
-    services.preload-containerd.rootless = preload;
-  };
+  nodes = machines;
 
   testScript = python + ''
     start_all()

@@ -1,15 +1,11 @@
 # Containers go on, with what they have in memory, whichever daemon is restarted, and over an upgrade of the system.
 { examples, python, ... }:
 let
-  preload = {
-    enable = true;
-    targets = [{ archives = [ examples.hello examples.redis ]; }];
-  };
+  machines = import ./common/machines.nix [ examples.hello examples.redis ];
 in
 {
   nodes.rootful = {
-    imports = [ ./common/rootful.nix ];
-    services.preload-containerd = preload;
+    imports = [ machines.rootful ];
 
     # What changes the units of both daemons.
     specialisation.upgraded.configuration = {
@@ -18,10 +14,7 @@ in
     };
   };
 
-  nodes.rootless = {
-    imports = [ ./common/rootless.nix ];
-    services.preload-containerd.rootless = preload;
-  };
+  nodes.rootless = machines.rootless;
 
   testScript = python + ''
     start_all()

@@ -14,13 +14,8 @@ tidy() {
 
 it_is_called_for_each_store_path() {
     local path
-    mkdir --mode=0777 "$files"
-    echo "$RANDOM" >"$files/built"
-    path=$(nix-store --add "$files/built")
-    echo "$path" >"$files/closure"
-    echo '{}' >"$files/config.json"
-    nix2container --log-level warn build --annotations per-path --config "$files/config.json" \
-        --closure "$files/closure" --ref "$image" "$files/archive.tar"
+    build_image "$files" "$image" --annotations per-path
+    path=$(<"$files/closure")
     image_of "$files/archive.tar" >/dev/null
     grep --quiet -- " $path\$" "$EXTERNAL_BUILDER_LOG" || fail "it was not called for $path"
 }

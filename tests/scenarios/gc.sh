@@ -11,16 +11,8 @@ tidy() {
     rm -rf "$files"
 }
 
-# Of a store path that nothing else needs.
 an_image_is_loaded() {
-    local kept
-    mkdir --mode=0777 "$files"
-    echo "$RANDOM" >"$files/kept"
-    kept=$(nix-store --add "$files/kept")
-    echo "$kept" >"$files/closure"
-    echo '{}' >"$files/config.json"
-    nix2container --log-level warn build --config "$files/config.json" --closure "$files/closure" --ref "$image" \
-        "$files/archive.tar"
+    build_image "$files" "$image"
     equal "$image" "$(image_of "$files/archive.tar")"
 }
 

@@ -161,6 +161,19 @@ undone() {
     manager reset-failed "$1.service" 2>/dev/null || true
 }
 
+# build_image DIRECTORY NAME [OPTION…]: makes the archive of an image of a store path that nothing else needs, as
+# archive.tar in the new DIRECTORY, and beside it closure, which names the path.
+build_image() {
+    local directory=$1 name=$2
+    shift 2
+    mkdir --mode=0777 "$directory"
+    echo "$RANDOM" >"$directory/made"
+    nix-store --add "$directory/made" >"$directory/closure"
+    echo '{}' >"$directory/config.json"
+    nix2container --log-level warn build "$@" --config "$directory/config.json" --closure "$directory/closure" \
+        --ref "$name" "$directory/archive.tar"
+}
+
 # image_of ARCHIVE: the name of its image. What containerd has already is not loaded again.
 image_of() {
     as_owner nix2container --log-level warn --quiet load "$1"

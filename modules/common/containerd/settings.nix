@@ -52,8 +52,12 @@ in
     proxy_plugins.${name} = {
       type = "snapshot";
       inherit address;
-      # kubelet watches the file system of this directory.
-      exports.root = root;
+      exports = {
+        # kubelet watches the file system of this directory.
+        inherit root;
+        # containerd 2.1 tells the snapshotter which image a layer is of.
+        enable_remote_snapshot_annotations = "true";
+      };
     } // lib.optionalAttrs idMappedMounts {
       capabilities = [ "remap-ids" "only-remap-ids" ];
     };

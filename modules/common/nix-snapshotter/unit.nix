@@ -1,6 +1,8 @@
 # The daemon's unit, for the system's manager and for a user's.
-{ lib }:
+{ lib, pkgs }:
 let
+  mountPrograms = import ./mount-programs.nix { inherit lib pkgs; };
+
   common = {
     wantedBy = [ "default.target" ];
     before = [ "containerd.service" ];
@@ -94,7 +96,7 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ];
-      inherit (cfg) path;
+      path = cfg.path ++ mountPrograms cfg;
       unit = lib.optionalAttrs (cfg.configFile == null) { RequiresMountsFor = cfg.settings.root; };
       environment = common.environment // { XDG_CACHE_HOME = "/var/cache/nix-snapshotter"; };
       service = common.service // {
@@ -114,7 +116,8 @@ in
       description = "nix-snapshotter, a containerd snapshotter for Nix store paths (rootless)";
       after = [ namespaces ];
       bindsTo = [ namespaces ];
-      path = cfg.path;
+      path = cfg.path ++ mountPrograms cfg;
+      unit.ConditionUser = "!root";
       service = common.service // {
         # The one who is notified is outside, and nsenter turns into the daemon inside.
         NotifyAccess = "all";

@@ -118,6 +118,13 @@ in
       "nothing is announced" = !((file result).proxy_plugins.nix ? capabilities);
     };
 
+  "fuse-overlayfs, which containerd mounts" =
+    let result = integrated { services.nix-snapshotter.settings.overlay = "fuse-overlayfs"; }; in
+    checks.accepted result // {
+      "its programs" = lib.elem pkgs.fuse-overlayfs result.config.systemd.services.containerd.path
+      && lib.elem pkgs.fuse3 result.config.systemd.services.containerd.path;
+    };
+
   "a file of version 2 as one of version 3" =
     let
       new = toVersion3 "2.2.0" {

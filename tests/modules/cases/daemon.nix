@@ -99,6 +99,8 @@ in
       "options are tried" = lib.hasInfix "CAP_SYS_ADMIN" (service options).CapabilityBoundingSet
       && lib.hasInfix "@mount" (service options).SystemCallFilter;
       "without them nothing is" = !(lib.hasInfix "CAP_SYS_ADMIN" (service fuse).CapabilityBoundingSet);
+      "fuse has its programs" = lib.elem pkgs.fuse-overlayfs fuse.config.systemd.services.nix-snapshotter.path
+      && !(lib.elem pkgs.fuse-overlayfs options.config.systemd.services.nix-snapshotter.path);
       "fuse has its device" = (service fuse).DeviceAllow == "/dev/fuse rw";
       "which nobody else has" = (service options).PrivateDevices;
     };

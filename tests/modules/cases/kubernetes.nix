@@ -102,6 +102,10 @@ in
     checks.refused [ "services.k3s.setEmbeddedContainerd" "Leave it out" ]
       (external { services.k3s.setEmbeddedContainerd = true; });
 
+  "a containerd that does not run" =
+    checks.refused [ "virtualisation.containerd.k3sIntegration" "virtualisation.containerd.enable = true" ]
+      (k3s { virtualisation.containerd.k3sIntegration = true; });
+
   "a containerd for a k3s that is not there" =
     checks.refused [ "virtualisation.containerd.k3sIntegration" "services.k3s.enable = true" ]
       (evaluate.nixos {

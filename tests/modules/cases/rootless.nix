@@ -38,6 +38,7 @@ in
       "BindsTo=containerd-namespaces.service"
       "Before=containerd.service"
       "Environment=\"NIX_REMOTE=daemon\""
+      "ConditionUser=!root"
     ]
       (daemon result)
     // {

@@ -1,5 +1,5 @@
 # What the tests of k3s have in common.
-{ pkgs }:
+{ pkgs, k8sResources }:
 {
   # k3s' own images, since no registry can be reached: those of pods' sandboxes and of load balancers. What
   # `make test-nix` evaluates with has none.
@@ -9,6 +9,13 @@
   flags = map (name: "--disable=${name}") [ "coredns" "local-storage" "metrics-server" "traefik" ];
 
   machine = {
+    imports = [
+      (import ./redis-manifests.nix {
+        pod = k8sResources.redisPod;
+        service = k8sResources.redisService;
+      })
+    ];
+
     virtualisation = {
       cores = 2;
       memorySize = 3072;

@@ -61,16 +61,20 @@ impl Features {
         let openat2 = has_openat2(dir)?;
         // Asked before `index`: the kernel loads the module for it.
         let overlay = has_overlay();
-        let scratch = Scratch::new(dir)?;
+        // What is left of an earlier one is deleted within bounds.
+        let scratch = openat2.then(|| Scratch::new(dir)).transpose()?;
         Ok(Self {
             id_mapped_layers: has_id_mapped_layers(&kernel, user_namespace, is_tmpfs(dir)?),
             kernel,
             user_namespace,
             openat2,
             overlay,
-            d_type: has_file_types(&scratch.0)?,
+            d_type: match &scratch {
+                Some(scratch) => has_file_types(&scratch.0)?,
+                None => false,
+            },
             index: Path::new("/sys/module/overlay/parameters/index").exists(),
-            userxattr: can_userxattr(&scratch.0),
+            userxattr: scratch.is_some_and(|scratch| can_userxattr(&scratch.0)),
             fuse_overlayfs: has_fuse_overlayfs(),
         })
     }
