@@ -17,7 +17,7 @@ let
     touch $out
   '';
 
-  reference = import ../../modules/reference.nix { inherit lib pkgs; };
+  reference = (import ../../modules/reference.nix { inherit lib pkgs; }).text;
 
   failures = lib.runTests (import ./image-arguments.nix {
     inherit lib;

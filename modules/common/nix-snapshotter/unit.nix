@@ -107,7 +107,8 @@ in
     };
 
   # Not hardened: most directives need a mount namespace of their own, and the program enters another one. The user
-  # namespace is the limit here. `namespaces` is the unit that holds the namespaces of containerd, `enter` the program that enters them.
+  # namespace is the limit here. `namespaces` is the unit that holds the namespaces of containerd, `enter` the program
+  # that enters them.
   user = { cfg, configFile, namespaces, enter }:
     let
       root = if cfg.settings.root != null then cfg.settings.root else "%h/.local/share/nix-snapshotter";

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     time::Duration,
 };
@@ -25,6 +26,8 @@ use crate::cri::Node;
 
 const PORT: u16 = 6379;
 const HOST_PORT: u16 = 30_000;
+/// The first of the host's users that those of a pod are.
+const USERS: u32 = 100_000;
 
 /// A node whose pods have a network, and are held by a program out of the store.
 fn cluster(host: &Host, format: u32) -> Result<Cluster> {
@@ -118,16 +121,32 @@ fn a_pod_with_users_of_its_own_runs_from_the_store() {
         for format in Config::formats()? {
             let cluster = cluster(host, format)?;
             let id = cluster.images.pull(&image(&redis(host)?))?;
-            let pod = cluster.node.cri.run_pod_with_users_from(100_000)?;
+            let pod = cluster.node.cri.run_pod_with_users_from(USERS)?;
             let container = pod.create_container(&id, &[], &[])?;
             pod.start_container(&container)?;
             let address = format!("{}:{PORT}", pod.ip()?);
             poll("redis", SETTLE, || Ok(when(ping(&address).is_ok())))?;
             let cli = format!("{}/bin/redis-cli", host.fixture("redis")?);
             ensure!(pod.exec(&container, &[&cli, "ping"])? == "PONG\n");
+            // Root there, and nobody of importance here.
+            ensure!(owners("redis-server")? == [USERS]);
             pod.remove_container(&container)?;
             pod.remove()?;
         }
         Ok(())
     });
+}
+
+/// Whose the processes with this name are, on the host.
+fn owners(name: &str) -> Result<Vec<u32>> {
+    let mut owners = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
+        // Others end while they are looked at, and not every entry is a process.
+        let is_it = |comm: String| comm.trim_end() == name;
+        if fs::read_to_string(process.join("comm")).is_ok_and(is_it) {
+            owners.push(fs::metadata(&process)?.uid());
+        }
+    }
+    Ok(owners)
 }
