@@ -46,12 +46,39 @@ pub(crate) enum Error {
     /// A name says something else than the archive that it names.
     #[error("{image} is not what its archive has, which {archive}")]
     Contradiction { image: String, archive: String },
+    /// What is named is built, and not what it builds.
+    #[error("{path} is a derivation, and no archive: name its output, as `nix-store --query --outputs` tells it")]
+    Derivation { path: StorePath },
+    /// The archive is a link that leads out of the store, where anybody may change what it leads to.
+    #[error(
+        "{archive} is a link to {}, which is not in the store: name the store path of the archive itself", .target.display()
+    )]
+    NotInStore { archive: StorePath, target: PathBuf },
+    /// There is nobody to import an image.
+    #[error(
+        "containerd cannot be reached at {}: {reason} (`image_service.containerd_address` names its socket)",
+        .socket.display()
+    )]
+    Unreachable { socket: PathBuf, reason: String },
+    /// Nobody would unpack the layers of an image.
+    #[error("containerd at {} has no snapshotter {ours:?}: {}", .socket.display(), plugin_hint(.known_as.as_deref()))]
+    NoPlugin {
+        ours: String,
+        socket: PathBuf,
+        /// The name by which it knows this daemon.
+        known_as: Option<String>,
+    },
     /// Pods would get another snapshotter's snapshot of an image, and none of its store paths.
     #[error(
-        "containerd's CRI has the snapshotter {theirs} by default, and images that Nix resolves need this one: \
+        "{whose} the snapshotter {theirs:?}, and images that Nix resolves need this one: \
          set `snapshotter = {ours:?}` in the section of the CRI's images of containerd's configuration"
     )]
-    OtherSnapshotter { theirs: String, ours: String },
+    OtherSnapshotter {
+        /// "containerd's CRI has", and the like.
+        whose: String,
+        theirs: String,
+        ours: String,
+    },
     /// containerd has an image, and its CRI does not know it.
     #[error(
         "containerd has loaded {image}, and its CRI has not heard of it within {seconds} s: \
@@ -96,9 +123,10 @@ impl Error {
             },
             Self::Load(error) => load_code(error),
             Self::Contradiction { .. } => Code::InvalidArgument,
-            Self::NotShown { .. } => Code::Unavailable,
+            Self::NotInStore { .. } | Self::Derivation { .. } => Code::InvalidArgument,
+            Self::NotShown { .. } | Self::Unreachable { .. } => Code::Unavailable,
             Self::Cri { status, .. } => status.code(),
-            Self::StoreObjectGone { .. } | Self::OtherSnapshotter { .. } => {
+            Self::StoreObjectGone { .. } | Self::NoPlugin { .. } | Self::OtherSnapshotter { .. } => {
                 Code::FailedPrecondition
             }
             Self::StoreObject { source, .. }
@@ -118,6 +146,15 @@ impl From<image_loader::Error> for Error {
 impl From<nix_store::Error> for Error {
     fn from(error: nix_store::Error) -> Self {
         Self::Nix(Arc::new(error))
+    }
+}
+
+/// What to do about a snapshotter that containerd has not.
+fn plugin_hint(name: Option<&str>) -> String {
+    match name {
+        Some(name) => format!("it knows this daemon as {name:?}, which `image_service.snapshotter` has to be"),
+        None => "add it to [proxy_plugins] of its configuration, and restart it; `image_service.snapshotter` is the name"
+            .to_owned(),
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
     env,
     fmt::{self, Write},
     io::{self, IsTerminal},
-    os::unix::fs::MetadataExt,
 };
 
 use clap::ValueEnum;
@@ -86,11 +85,11 @@ fn layer(format: LogFormat, journal: bool) -> Box<dyn Layer<Registry> + Send + S
 /// Whether systemd's journal reads standard error: `$JOURNAL_STREAM` names its device and inode
 /// (systemd.exec(5)), and is inherited by programs whose output goes elsewhere.
 fn is_journal() -> bool {
-    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else {
+    let Ok(stderr) = rustix::fs::fstat(io::stderr()) else {
         return false;
     };
     env::var("JOURNAL_STREAM")
-        .is_ok_and(|stream| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+        .is_ok_and(|stream| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
 /// Writes an event as one line, with its severity for the journal in front (sd-daemon(3)).

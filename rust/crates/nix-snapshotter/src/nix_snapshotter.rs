@@ -100,10 +100,7 @@ impl NixSnapshotter {
 
     /// Has a store path provided, and held by roots in `dir` for longer than any snapshot lives.
     pub(crate) async fn hold(&self, path: &StorePath, dir: PathBuf) -> Result<(), Error> {
-        let alone = LayerClosure {
-            closure_info: None,
-            paths: [path.clone()].into_iter().collect(),
-        };
+        let alone = alone(path);
         let first = self.provide(alone.clone()).await?;
         let (roots, never) = (self.realiser.roots(dir), CancellationToken::new());
         let held = self.realiser.realise(&alone, &roots, &never).await;
@@ -111,6 +108,14 @@ impl NixSnapshotter {
         tokio::task::spawn_blocking(move || drop(first)).await?;
         held?;
         Ok(())
+    }
+
+    /// Has a store path provided by itself, as the paths of a layer are.
+    pub(crate) async fn provide_path(
+        &self,
+        path: &StorePath,
+    ) -> Result<Option<RealisedLayer>, Error> {
+        self.provide(alone(path)).await
     }
 
     /// Has the store paths of a layer provided, shared and limited as for snapshots. What had to be
@@ -252,6 +257,14 @@ impl NixSnapshotter {
         objects.sort_by(|a, b| a.path.cmp(&b.path));
         objects.dedup_by(|a, b| a.path == b.path);
         Ok(objects)
+    }
+}
+
+/// One store path as what is realised.
+fn alone(path: &StorePath) -> LayerClosure {
+    LayerClosure {
+        closure_info: None,
+        paths: [path.clone()].into_iter().collect(),
     }
 }
 

@@ -172,10 +172,12 @@ fn has_file_types(scratch: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// The first user namespace of a machine maps every id to itself.
+/// The first user namespace of a machine maps every id to itself. Where `/proc` is that of another
+/// pid namespace, whose processes it shows, there is a runtime around us that has made namespaces
+/// (k3s without root).
 fn in_user_namespace() -> bool {
-    fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+    !fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 fn is_tmpfs(dir: &Path) -> Result<bool> {
@@ -269,7 +271,11 @@ fn try_overlay_in(scratch: &Path, options: &[String]) -> Result<(), String> {
             // By its descriptor: a value of fsconfig(2) has at most 255 bytes.
             let dir = File::open(&path)?;
             let by_descriptor = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
-            fsconfig_set_string(&overlay, option, by_descriptor)?;
+            match Path::new(&by_descriptor).exists() {
+                true => fsconfig_set_string(&overlay, option, by_descriptor)?,
+                // `/proc` is that of another pid namespace.
+                false => fsconfig_set_string(&overlay, option, path)?,
+            }
             held.push(dir);
         }
         for option in options {

@@ -16,7 +16,7 @@ use e2e::{
 use crate::push::{at, push};
 
 /// Another architecture than this machine's.
-fn other() -> &'static str {
+pub(crate) fn other() -> &'static str {
     match architecture() {
         "amd64" => "arm64",
         _ => "amd64",

@@ -100,6 +100,11 @@ impl ArchiveRoots {
 }
 
 impl Archive {
+    /// Its store path.
+    pub(super) fn path(&self) -> &StorePath {
+        &self.path
+    }
+
     fn dir(&self) -> PathBuf {
         self.roots.dir.join(self.path.base_name())
     }

@@ -3,8 +3,8 @@
 //! Kubelet asks here instead of at containerd. Calls are forwarded to containerd byte for byte, and
 //! with them methods and fields that are younger than this program. Only three are looked into:
 //!
-//! * `PullImage` of a name that Nix resolves is done here (`pull`), on an archive that is held by a
-//!   GC root of its own (`archive_roots`).
+//! * `PullImage` of a name that Nix resolves is done here (`pull`), where containerd can take the image
+//!   (`readiness`), on an archive that is held by a GC root of its own (`archive_roots`).
 //! * After `RemoveImage` the roots are dropped that no image needs any more (`reconcile`, which hears
 //!   of other clients' removals by containerd's events).
 //! * `ImageFsInfo` may tell kubelet of the store paths, too (`store_usage`).
@@ -13,6 +13,7 @@ mod archive_roots;
 mod forward;
 mod present;
 mod pull;
+mod readiness;
 mod reconcile;
 mod reference;
 mod store_usage;
@@ -34,6 +35,7 @@ use self::{
     archive_roots::ArchiveRoots,
     forward::{Containerd, MAX_MESSAGE},
     pull::Puller,
+    readiness::Ours,
     reconcile::Reconciler,
     reference::NixReference,
     store_usage::StoreUsage,
@@ -62,14 +64,21 @@ impl ImageService {
             .count_store_paths
             .then(|| StoreUsage::new(&config.root, snapshotter.clone()));
         let roots = Arc::new(ArchiveRoots::new(&config.root, snapshotter.clone()));
+        let ours = Ours {
+            plugin: options.snapshotter.clone(),
+            address: config.address.clone(),
+            root: config.root.clone(),
+        };
+        let reconciler = Arc::new(Reconciler::new(containerd.clone(), Arc::clone(&roots)));
         Self {
             puller: Arc::new(Puller::new(
                 containerd.clone(),
                 snapshotter,
-                Arc::clone(&roots),
-                options.snapshotter.clone(),
+                roots,
+                Arc::clone(&reconciler),
+                ours,
             )),
-            reconciler: Arc::new(Reconciler::new(containerd.clone(), roots)),
+            reconciler,
             store_usage: usage.map(Arc::new),
             containerd,
         }
@@ -121,7 +130,7 @@ impl ImageService {
                 Ok::<_, Status>(Response::new(PullImageResponse { image_ref }))
             }
         };
-        wire::unary(pull, request).await
+        wire::unary(pull, request, MAX_MESSAGE).await
     }
 }
 

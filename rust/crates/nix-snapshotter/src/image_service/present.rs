@@ -3,16 +3,14 @@
 //! It hears of images that others load by events, and keeps them in memory: what containerd has,
 //! the CRI has a moment later.
 
-use std::{path::Path, time::Duration};
+use std::{error::Error as _, time::Duration};
 
-use cri_api::v1::{
-    ImageFsInfoRequest, ImageSpec, ImageStatusRequest, image_service_client::ImageServiceClient,
-};
+use cri_api::v1::{ImageSpec, ImageStatusRequest, image_service_client::ImageServiceClient};
 use tokio::time::{Instant, sleep};
 use tonic::{Status, transport::Channel};
 
 use super::forward::{Containerd, MAX_MESSAGE};
-use crate::error::Error;
+use crate::error::{Error, chain};
 
 /// How long the CRI may take to hear of an image.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,22 +18,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is asked meanwhile.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// What the directory of a snapshotter is called that belongs to containerd, before its name.
-const PLUGIN: &str = "io.containerd.snapshotter.v1.";
-
 impl Containerd {
-    fn cri(&self) -> ImageServiceClient<Channel> {
+    pub(super) fn cri(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
 
-    fn refused(&self, operation: &'static str) -> impl FnOnce(Status) -> Error {
+    /// What a call fails with: the answer of containerd, or that there is none.
+    pub(super) fn refused(&self, operation: &'static str) -> impl FnOnce(Status) -> Error {
         let socket = self.socket().to_owned();
-        move |status| Error::Cri {
-            operation,
-            socket,
-            status: Box::new(status),
+        move |status| match status.source() {
+            // A status that came over the connection has none.
+            Some(cause) => Error::Unreachable {
+                reason: chain(cause),
+                socket,
+            },
+            None => Error::Cri {
+                operation,
+                socket,
+                status: Box::new(status),
+            },
         }
     }
 
@@ -70,53 +73,5 @@ impl Containerd {
             sleep(INTERVAL).await;
         }
         Ok(())
-    }
-
-    /// Refuses a containerd whose pods get their images from another snapshotter, as far as it
-    /// tells: by the directory that it has kubelet watch.
-    pub(super) async fn check_snapshotter(&self, ours: &str) -> Result<(), Error> {
-        let answer = self.cri().image_fs_info(ImageFsInfoRequest {}).await;
-        let answer = answer.map_err(self.refused("tell of its file system"))?;
-        let file_systems = answer.into_inner().image_filesystems;
-        let mountpoint = file_systems.into_iter().next().and_then(|fs| fs.fs_id);
-        match mountpoint
-            .as_ref()
-            .and_then(|fs| snapshotter_of(&fs.mountpoint))
-        {
-            Some(theirs) if theirs != ours => Err(Error::OtherSnapshotter {
-                theirs: theirs.to_owned(),
-                ours: ours.to_owned(),
-            }),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn snapshotter_of(mountpoint: &str) -> Option<&str> {
-    let directory = Path::new(mountpoint).file_name()?.to_str()?;
-    directory.strip_prefix(PLUGIN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshotter_is_known_by_its_directory() {
-        for (mountpoint, expected) in [
-            (
-                "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs",
-                Some("overlayfs"),
-            ),
-            (
-                "/var/lib/containerd/io.containerd.snapshotter.v1.nix/",
-                Some("nix"),
-            ),
-            ("/var/lib/nix-snapshotter", None),
-            ("/", None),
-            ("", None),
-        ] {
-            assert_eq!(snapshotter_of(mountpoint), expected, "{mountpoint}");
-        }
     }
 }

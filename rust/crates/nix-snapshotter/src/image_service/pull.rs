@@ -1,30 +1,38 @@
 //! The pull of an image that Nix resolves.
 //!
 //! ```text
-//! name → archive (realised, held) → manifest → closures of its layers (realised)
-//!      → containerd: blobs, snapshots, names, under a lease → the CRI knows it → its id
+//! name → containerd can take it → archive (realised) → manifest → closures of its layers (realised)
+//!      → in turn: archive (held) → containerd: blobs, snapshots, names, under a lease
+//!      → the CRI knows it → its id
 //! ```
-//! Nothing is downloaded while containerd waits for a snapshot: it holds locks then. One archive is
-//! pulled by one call at a time, and whoever waited finds the image there.
+//! Nothing is downloaded while containerd waits for a snapshot: it holds locks then. What is
+//! realised is shared by all who ask for it meanwhile. One archive is imported by one call at a
+//! time, and whoever waited finds the image there.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, fs, path::PathBuf, sync::Arc};
 
 use cri_api::v1::ImageSpec;
 use futures_util::future::try_join_all;
 use image_loader::{ImageArchive, PlannedImage, Platforms, Silent};
 use nix_image::{Platform, annotations};
-use nix_store::LayerClosure;
+use nix_store::{LayerClosure, StoreDir, StorePath};
 use tokio::{runtime::Handle, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span, info};
+use tracing::{Instrument, Span, info, warn};
 
 use super::{
     KUBERNETES,
     archive_roots::{Archive, ArchiveRoots},
     forward::Containerd,
+    readiness::Ours,
+    reconcile::Reconciler,
     reference::NixReference,
 };
-use crate::{error::Error, nix_snapshotter::NixSnapshotter};
+use crate::{
+    error::{Error, chain},
+    nix_snapshotter::NixSnapshotter,
+    realisations::RealisedLayer,
+};
 
 /// By this label the CRI knows its own images (`internal/cri/labels`, 1.7 to 2.4). Without it, it
 /// would name the image by its identifier itself, a moment later.
@@ -38,8 +46,8 @@ pub(super) struct Puller {
     containerd: Containerd,
     snapshotter: NixSnapshotter,
     roots: Arc<ArchiveRoots>,
-    /// The name by which containerd knows this daemon.
-    plugin: String,
+    reconciler: Arc<Reconciler>,
+    ours: Ours,
 }
 
 /// An archive that was read.
@@ -52,18 +60,27 @@ struct Opened {
     closures: Vec<LayerClosure>,
 }
 
+/// An archive of which everything is in the store.
+struct Fetched {
+    opened: Opened,
+    /// What had to be fetched is held by these.
+    held: Vec<Option<RealisedLayer>>,
+}
+
 impl Puller {
     pub(super) fn new(
         containerd: Containerd,
         snapshotter: NixSnapshotter,
         roots: Arc<ArchiveRoots>,
-        plugin: String,
+        reconciler: Arc<Reconciler>,
+        ours: Ours,
     ) -> Self {
         Self {
             containerd,
             snapshotter,
             roots,
-            plugin,
+            reconciler,
+            ours,
         }
     }
 
@@ -75,15 +92,13 @@ impl Puller {
         let (this, spec) = (Arc::clone(self), spec.clone());
         let pull = async move {
             let name = NixReference::parse(&spec.image, this.snapshotter.store_dir())?;
-            let waiting = async { Ok(this.roots.archive(&name.archive).await) };
-            let archive = unless(&cancel, waiting).await?;
-            let had_root = archive.is_held();
-            let imported = this.pull_archive(&name, &spec, &archive, &cancel).await;
-            if imported.is_err() && !had_root {
-                archive.release().await?;
-            }
+            let (ours, runtime) = (&this.ours, &spec.runtime_handler);
+            unless(&cancel, this.containerd.check_snapshotter(ours, runtime)).await?;
+            let Fetched { opened, held } = unless(&cancel, this.fetch(&name)).await?;
+            let imported = this.import_in_turn(&name, opened, &cancel).await;
+            // Their roots are deleted, which blocks. Those of the snapshots stand by now.
+            spawn_blocking(move || drop(held)).await?;
             let id = imported?;
-            // containerd has the image: whatever comes now, the root has to stay.
             let image = name.reference.to_string();
             unless(&cancel, this.containerd.wait_for_image(&image, &id)).await?;
             Ok(id)
@@ -91,35 +106,15 @@ impl Puller {
         tokio::spawn(pull.in_current_span()).await?
     }
 
-    /// Sees to it that containerd has the image.
-    async fn pull_archive(
-        &self,
-        name: &NixReference,
-        spec: &ImageSpec,
-        archive: &Archive,
-        cancel: &CancellationToken,
-    ) -> Result<String, Error> {
-        unless(cancel, archive.hold()).await?;
+    /// Has Nix provide the archive and what its layers name.
+    async fn fetch(&self, name: &NixReference) -> Result<Fetched, Error> {
+        let archive = self.snapshotter.provide_path(&name.archive).await?;
         let opened = self.open(name).await?;
-        let id = opened.id.clone();
-        let image = name.reference.to_string();
-        if self.is_pulled(&opened, &image).await? {
-            info!(image, id, "the image is there already");
-            return Ok(id);
-        }
-        // The runtimes of another class may have another snapshotter.
-        if spec.runtime_handler.is_empty() {
-            self.containerd.check_snapshotter(&self.plugin).await?;
-        }
         let closures = opened.closures.iter().cloned();
         let realising = closures.map(|closure| self.snapshotter.provide(closure));
-        let held = unless(cancel, try_join_all(realising)).await?;
-        let imported = self.import(opened, cancel.clone()).await;
-        // Their roots are deleted, which blocks. Those of the snapshots stand by now.
-        spawn_blocking(move || drop(held)).await?;
-        imported?;
-        info!(image, id, "imported");
-        Ok(id)
+        let mut held = try_join_all(realising).await?;
+        held.push(archive);
+        Ok(Fetched { opened, held })
     }
 
     /// Reads the archive and checks that it has what the name says.
@@ -127,14 +122,14 @@ impl Puller {
         let (name, store_dir) = (name.clone(), self.snapshotter.store_dir().clone());
         let call = Span::current();
         let open = move || {
-            let mut archive = image_loader::open(name.archive.as_path())?;
-            check_names(&archive, &name)?;
+            let mut archive = image_loader::open(&in_store(&name.archive, &store_dir)?)?;
             let platform = Platforms::One(Platform::host());
             let planned = image_loader::images(&mut archive, &platform, Some(&name.reference))?;
             let no_image = || image_loader::Error::NoImage {
                 archive: name.archive.to_string(),
             };
             let image = planned.into_iter().next().ok_or_else(no_image)?;
+            name.check(archive.images(), &image.target)?;
             let stored = image.unpacked.as_ref().ok_or_else(no_image)?;
             let id = stored.manifest.config.digest.to_string();
             let mut closures = Vec::new();
@@ -152,6 +147,55 @@ impl Puller {
         spawn_blocking(move || call.in_scope(open)).await?
     }
 
+    /// Has the archive held, and imported by nobody else meanwhile.
+    async fn import_in_turn(
+        &self,
+        name: &NixReference,
+        opened: Opened,
+        cancel: &CancellationToken,
+    ) -> Result<String, Error> {
+        let waiting = async { Ok(self.roots.archive(&name.archive).await) };
+        let archive = unless(cancel, waiting).await?;
+        let had_root = archive.is_held();
+        let imported = self.import_held(name, opened, &archive, cancel).await;
+        if imported.is_err() && !had_root {
+            self.give_up(&archive).await;
+        }
+        imported
+    }
+
+    /// Releases an archive whose import has failed, unless containerd has an image of it all the
+    /// same, or does not say.
+    async fn give_up(&self, archive: &Archive) {
+        let released = match self.reconciler.named().await {
+            Ok(named) if !named.contains(archive.path()) => archive.release().await,
+            _ => Ok(self.reconciler.reconcile_soon()),
+        };
+        if let Err(error) = released {
+            let (archive, error) = (archive.path(), chain(&error));
+            warn!(%archive, error, "its GC root is left although its import has failed");
+        }
+    }
+
+    /// Sees to it that containerd has the image.
+    async fn import_held(
+        &self,
+        name: &NixReference,
+        opened: Opened,
+        archive: &Archive,
+        cancel: &CancellationToken,
+    ) -> Result<String, Error> {
+        unless(cancel, archive.hold()).await?;
+        let (id, image) = (opened.id.clone(), name.reference.to_string());
+        if unless(cancel, self.is_pulled(&opened, &image)).await? {
+            info!(image, id, "the image is there already");
+            return Ok(id);
+        }
+        self.import(opened, cancel.clone()).await?;
+        info!(image, id, "imported");
+        Ok(id)
+    }
+
     /// Whether containerd has exactly this image by the name, and the CRI knows it.
     async fn is_pulled(&self, opened: &Opened, image: &str) -> Result<bool, Error> {
         let containerd = image_loader::Containerd::over(self.containerd.channel(), KUBERNETES)?;
@@ -165,20 +209,20 @@ impl Puller {
     /// Brings the image into containerd. It reads the archive, which blocks: on a thread of its own.
     async fn import(&self, opened: Opened, cancel: CancellationToken) -> Result<(), Error> {
         let mut containerd = image_loader::Containerd::over(self.containerd.channel(), KUBERNETES)?;
-        let plugin = self.plugin.clone();
+        let plugin = self.ours.plugin.clone();
         let Opened {
             mut archive,
-            image,
+            mut image,
             id,
             ..
         } = opened;
+        let labels = HashMap::from([MANAGED].map(|(name, value)| (name.into(), value.into())));
+        let names = std::mem::take(&mut image.names);
         let (handle, call) = (Handle::current(), Span::current());
         let import = move || {
             let load = async |containerd: &image_loader::Containerd| {
-                let labels =
-                    HashMap::from([MANAGED].map(|(name, value)| (name.into(), value.into())));
+                let progress = &Silent;
                 let loading = async {
-                    let progress = &Silent;
                     image_loader::load(
                         containerd,
                         &mut archive,
@@ -188,9 +232,14 @@ impl Puller {
                         progress,
                     )
                     .await?;
-                    Ok(containerd.tag(&id, &image.target, &labels).await?)
+                    Ok(())
                 };
-                unless(&cancel, loading).await
+                unless(&cancel, loading).await?;
+                // Not to be interrupted: an image that has its names is there, root and all.
+                for name in names.iter().map(ToString::to_string).chain([id]) {
+                    containerd.tag(&name, &image.target, &labels).await?;
+                }
+                Ok(())
             };
             let importing = containerd.under_lease(LEASE, load);
             handle.block_on(importing.instrument(call))
@@ -199,25 +248,20 @@ impl Puller {
     }
 }
 
-/// Refuses a tag or a digest that the archive contradicts.
-fn check_names(archive: &ImageArchive, name: &NixReference) -> Result<(), Error> {
-    let [image] = archive.images() else {
-        // Not one image: said where it is planned.
-        return Ok(());
+/// The file or directory that a store path is, or leads to within the store.
+fn in_store(archive: &StorePath, store_dir: &StoreDir) -> Result<PathBuf, Error> {
+    let resolve = |path: &str| {
+        fs::canonicalize(path).map_err(|source| Error::StoreObject {
+            path: archive.clone(),
+            source,
+        })
     };
-    name.check_tag(image.name.as_deref())?;
-    let Some(digest) = name.reference.digest() else {
-        return Ok(());
-    };
-    let mut own = image.roots.iter().chain(&image.manifests);
-    match own.any(|own| own.digest == digest) {
-        true => Ok(()),
-        false => Err(Error::Contradiction {
-            image: name.reference.to_string(),
-            archive: match image.roots.first() {
-                Some(root) => format!("has the digest {}: write that, or none", root.digest),
-                None => "has no image".to_owned(),
-            },
+    let (target, store) = (resolve(archive.as_str())?, resolve(store_dir.as_str())?);
+    match target.starts_with(&store) && target != store {
+        true => Ok(archive.as_path().to_owned()),
+        false => Err(Error::NotInStore {
+            archive: archive.clone(),
+            target,
         }),
     }
 }

@@ -121,7 +121,7 @@ impl Reconciler {
     }
 
     /// The archives that images come from.
-    async fn named(&self) -> Result<BTreeSet<StorePath>, Error> {
+    pub(super) async fn named(&self) -> Result<BTreeSet<StorePath>, Error> {
         let containerd = image_loader::Containerd::over(self.containerd.channel(), KUBERNETES)?;
         let images = containerd.list_images().await?;
         let store_dir = self.roots.store_dir();

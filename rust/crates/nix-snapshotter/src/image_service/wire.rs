@@ -2,10 +2,13 @@
 //! (gRPC over HTTP2, "Length-Prefixed-Message").
 
 use bytes::{Buf, Bytes};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use prost::Message;
 use tonic::{Request, Response, Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
+
+/// What stands before a message.
+const PREFIX: usize = 5;
 
 /// Reads the one message of a call, of at most so many bytes, and gives the call back as it was.
 /// `None` for what cannot be read: it is for its receiver to say so.
@@ -14,13 +17,19 @@ pub(super) async fn peek<M: Message + Default>(
     limit: usize,
 ) -> Result<(http::Request<Body>, Option<M>), Status> {
     let (head, body) = request.into_parts();
-    let collected = Limited::new(body, limit).collect().await;
-    let bytes = collected
-        .map_err(|error| Status::resource_exhausted(format!("cannot read the request: {error}")))?
-        .to_bytes();
+    let collected = Limited::new(body, limit + PREFIX).collect().await;
+    let bytes = collected.map_err(unread)?.to_bytes();
     let message = decode(bytes.clone());
     let body = Body::new(Full::new(bytes));
     Ok((http::Request::from_parts(head, body), message))
+}
+
+/// Why a request cannot be read: it is too large, or its sender has gone away.
+fn unread(error: Box<dyn std::error::Error + Send + Sync>) -> Status {
+    match error.is::<LengthLimitError>() {
+        true => Status::resource_exhausted(format!("the request is too large: {error}")),
+        false => Status::from_error(error),
+    }
 }
 
 fn decode<M: Message + Default>(mut bytes: Bytes) -> Option<M> {
@@ -33,17 +42,19 @@ fn decode<M: Message + Default>(mut bytes: Bytes) -> Option<M> {
     }
 }
 
-/// Answers a call with one message by one message.
+/// Answers a call with one message, of at most so many bytes, by one message.
 pub(super) async fn unary<M, R, F>(
     answer: impl Fn(Request<M>) -> F + Clone + Send,
     request: http::Request<Body>,
+    limit: usize,
 ) -> http::Response<Body>
 where
     M: Message + Default + Send + 'static,
     R: Message + Default + Send + 'static,
     F: Future<Output = Result<Response<R>, Status>> + Send,
 {
-    let mut grpc = Grpc::new(ProstCodec::<R, M>::default());
+    let codec = ProstCodec::<R, M>::default();
+    let mut grpc = Grpc::new(codec).max_decoding_message_size(limit);
     grpc.unary(tower::service_fn(answer), request).await
 }
 

@@ -12,7 +12,7 @@ use e2e::{
 use tonic::Code;
 
 use super::{Cluster, archive, image};
-use crate::load_platforms::for_two_platforms;
+use crate::load_platforms::{for_two_platforms, other};
 
 #[test]
 fn an_image_is_pulled_by_its_store_path_runs_and_goes() {
@@ -95,6 +95,7 @@ fn what_cannot_be_pulled_is_said_and_leaves_nothing() {
         let directory = store.build("directory", "$busybox mkdir $out", &[])?;
         let text = store.build("text", "echo no archive > $out", &[])?;
         let foreign = archive(host, &["--platform", "linux/s390x"])?;
+        let link = store.build("link", "$busybox ln -s /etc/passwd $out", &[])?;
         let nobodys = "/nix/store/00000000000000000000000000000000-nobody-has-this";
         for (image, code, words) in [
             (
@@ -116,6 +117,16 @@ fn what_cannot_be_pulled_is_said_and_leaves_nothing() {
                 format!("nix:0{}", text.path()),
                 Code::InvalidArgument,
                 &[text.path(), "not a tar archive"],
+            ),
+            (
+                format!("nix:0{}", link.path()),
+                Code::InvalidArgument,
+                &[link.path(), "/etc/passwd", "not in the store"],
+            ),
+            (
+                format!("nix:0{nobodys}.drv"),
+                Code::InvalidArgument,
+                &["is a derivation", "name its output"],
             ),
             (image(&foreign), Code::InvalidArgument, &["linux/s390x"]),
             (
@@ -147,7 +158,12 @@ fn what_cannot_be_pulled_is_said_and_leaves_nothing() {
             says(status.message(), words).with_context(|| image.clone())?;
             ensure!(cluster.held()?.is_empty(), "{image}: {:?}", cluster.held());
         }
-        cluster.keeps_nothing()
+        cluster.keeps_nothing()?;
+        // A link within the store is as good as what it leads to.
+        let script = format!("$busybox ln -s {named} $out");
+        let alias = store.build("alias", &script, &[&named])?;
+        cluster.images.pull(&format!("nix:0{alias}"))?;
+        Ok(())
     });
 }
 
@@ -158,6 +174,22 @@ fn of_an_archive_with_several_platforms_the_one_of_the_node_is_taken() {
         let file = for_two_platforms(host, &reference("platforms"))?;
         let archive = Store::new(host)?.add(&file, "nix-image-platforms.tar")?;
         let id = cluster.images.pull(&image(&archive))?;
+        // The manifest for another machine is another image.
+        let (name, containerd) = (reference("elsewhere"), &cluster.node.containerd);
+        let platform = format!("linux/{}", other());
+        let flags = ["load", "--platform", &platform, "--ref", &name];
+        succeed(containerd.nix2container(&flags).arg(&file))?;
+        let foreign = containerd.image_digest(&name)?.context("no digest")?;
+        containerd.remove_image(&name)?;
+        let own = containerd.image_digest(&format!("{}:latest", image(&archive)))?;
+        let own = own.context("no digest")?;
+        ensure!(cluster.images.pull(&format!("{}@{own}", image(&archive)))? == id);
+        let pulled = cluster
+            .images
+            .pull(&format!("{}@{foreign}", image(&archive)));
+        let status = pulled.err().context("the image for another machine")?;
+        ensure!(status.code() == Code::InvalidArgument, "{status:?}");
+        says(status.message(), &[&*foreign, &own, "for this machine"])?;
         let pod = cluster.node.cri.run_pod()?;
         let container = pod.create_container(&id, &[BUSYBOX, "sleep", "1000"], &[])?;
         pod.start_container(&container)?;

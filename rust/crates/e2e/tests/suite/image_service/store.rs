@@ -1,16 +1,16 @@
 //! Pulls of what the store does not have yet, and what kubelet hears of the store.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{
     cache::{Cache, Fault, Part},
     closure::{Closure, FORMATS},
     containerd::Config,
-    host::{Host, test},
+    host::{Host, test, unique},
     invariants,
     node::{busybox_image, reference},
-    process::{SETTLE, children, poll, when},
+    process::{SETTLE, children, poll, succeed, when},
     snapshots::says,
     store::{Object, Store, collect_garbage, evict},
 };
@@ -27,6 +27,14 @@ fn away(host: &Host, cache: &Cache, closure: &Closure) -> Result<Vec<Object>> {
     evict(&archive)?;
     evict(closure.objects())?;
     Ok(archive.into())
+}
+
+/// Has Nix fetch a store object by itself.
+fn bring(cache: &Cache, object: &Object) -> Result<()> {
+    let mut fetch = Command::new("nix-store");
+    fetch.envs(cache.environment(&[]));
+    succeed(fetch.args(["--realise", object.path()]))?;
+    Ok(())
 }
 
 /// A cluster whose Nix gets what it has not from a cache.
@@ -67,26 +75,87 @@ fn archive_and_contents_come_from_a_cache() {
 #[test]
 fn a_pull_that_nobody_waits_for_any_more_leaves_nothing() {
     test(|host| {
+        for format in FORMATS {
+            // In the midst of the archive, and then in the midst of the closure.
+            for archive_is_here in [false, true] {
+                let cache = Cache::start(host)?;
+                let closure = Closure::build(&Store::new(host)?, format, 100_000)?;
+                let archive = &away(host, &cache, &closure)?[0];
+                let cluster = start(host, &cache)?;
+                let image = image(archive);
+                if archive_is_here {
+                    bring(&cache, archive)?;
+                }
+                let slow = Fault::Slow {
+                    bytes_per_second: 1000,
+                };
+                cache.fault(Part::Nars, Some(slow));
+                let given_up = cluster
+                    .images
+                    .pull_at_once(&[&image], Duration::from_millis(500));
+                ensure!(given_up.iter().all(Option::is_none), "{given_up:?}");
+                poll("the end of Nix", SETTLE, || {
+                    Ok(when(children(cluster.node.daemon.pid())?.is_empty()))
+                })?;
+                ensure!(cache.take_requests(Part::Nars) > 0, "nothing was under way");
+                cluster.keeps_nothing()?;
+                cache.fault(Part::Nars, None);
+                cluster.images.pull(&image)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn who_goes_away_takes_nothing_from_who_waits_for_the_same() {
+    test(|host| {
         let cache = Cache::start(host)?;
         let closure = Closure::build(&Store::new(host)?, FORMATS[0], 100_000)?;
         let archive = &away(host, &cache, &closure)?[0];
         let cluster = start(host, &cache)?;
-        let image = image(archive);
+        let (images, image) = (&cluster.images, &*image(archive));
+        cache.take_requests(Part::Nars);
         let slow = Fault::Slow {
-            bytes_per_second: 1000,
+            bytes_per_second: 300_000,
         };
         cache.fault(Part::Nars, Some(slow));
-        let given_up = cluster
-            .images
-            .pull_at_once(&[&image], Duration::from_millis(500));
-        ensure!(given_up.iter().all(Option::is_none), "{given_up:?}");
-        poll("the end of Nix", SETTLE, || {
-            Ok(when(children(cluster.node.daemon.pid())?.is_empty()))
-        })?;
-        ensure!(cache.take_requests(Part::Nars) > 0, "nothing was under way");
-        cluster.keeps_nothing()?;
-        cache.fault(Part::Nars, None);
-        cluster.images.pull(&image)?;
+        let (first, second) = thread::scope(|scope| {
+            let first = scope.spawn(|| images.pull_at_once(&[image], Duration::from_millis(700)));
+            thread::sleep(Duration::from_millis(200));
+            let second = images.pull_at_once(&[image], SETTLE);
+            (first.join(), second)
+        });
+        let first = first.ok().context("a panic")?;
+        ensure!(first.iter().all(Option::is_none), "{first:?}");
+        for pull in second {
+            pull.context("a pull that does not end")??;
+        }
+        // The archive, the program and its data, each once.
+        let requests = cache.take_requests(Part::Nars);
+        ensure!(requests == 3, "{requests} downloads");
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_is_fetched_for_a_containerd_that_cannot_be_reached() {
+    test(|host| {
+        let cache = Cache::start(host)?;
+        let closure = Closure::build(&Store::new(host)?, FORMATS[0], 100_000)?;
+        let archive = &away(host, &cache, &closure)?[0];
+        let cluster = start(host, &cache)?;
+        cluster.node.containerd.stop();
+        cache.take_requests(Part::Nars);
+        let pulled = cluster.images.pull(&image(archive));
+        let status = pulled.err().context("a pull")?;
+        ensure!(status.code() == Code::Unavailable, "{status:?}");
+        says(
+            status.message(),
+            &["containerd cannot be reached at", "containerd_address"],
+        )?;
+        ensure!(cache.take_requests(Part::Nars) == 0, "it was fetched");
+        ensure!(cluster.held()?.is_empty());
         Ok(())
     });
 }
@@ -143,23 +212,50 @@ fn a_containerd_with_another_default_is_told_of() {
 }
 
 #[test]
-fn a_containerd_without_the_plugin_is_told_of() {
+fn a_containerd_that_does_not_know_the_daemon_by_its_name_is_told_of() {
     test(|host| {
         let cluster = Cluster::start_with(
             host,
             |daemon| daemon.line("image_service.snapshotter = \"unheard-of\""),
-            Config::other_default_snapshotter,
+            |config| config,
         )?;
         let archive = archive(host, &[])?;
-        let status = cluster
-            .images
-            .pull(&image(&archive))
-            .err()
-            .context("a pull")?;
+        let pulled = cluster.images.pull(&image(&archive));
+        let status = pulled.err().context("a pull")?;
         ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
-        says(status.message(), &["unheard-of"])?;
+        says(
+            status.message(),
+            &[
+                "no snapshotter \"unheard-of\"",
+                "as \"nix\"",
+                "image_service.snapshotter",
+            ],
+        )?;
         invariants::check(&cluster.node.daemon)?;
         ensure!(cluster.held()?.is_empty());
+        Ok(())
+    });
+}
+
+/// As with the containerd of k3s, in which another snapshotter is called nix.
+#[test]
+fn the_root_may_be_called_after_another_snapshotter() {
+    test(|host| {
+        for exported in [true, false] {
+            let root = host
+                .dir()
+                .join(unique("roots"))
+                .join("io.containerd.snapshotter.v1.overlayfs");
+            let cluster = Cluster::start_with(
+                host,
+                |daemon| daemon.root_at(&root),
+                |config| match exported {
+                    true => config.exporting_root(&root),
+                    false => config,
+                },
+            )?;
+            cluster.images.pull(&image(&archive(host, &[])?))?;
+        }
         Ok(())
     });
 }
