@@ -47,7 +47,9 @@ pub(crate) enum Error {
     #[error("{image} is not what its archive has, which {archive}")]
     Contradiction { image: String, archive: String },
     /// What is named is built, and not what it builds.
-    #[error("{path} is a derivation, and no archive: name its output, as `nix-store --query --outputs` tells it")]
+    #[error(
+        "{path} is a derivation, and no archive: name its output, as `nix-store --query --outputs` tells it"
+    )]
     Derivation { path: StorePath },
     /// The archive is a link that leads out of the store, where anybody may change what it leads to.
     #[error(
@@ -126,9 +128,9 @@ impl Error {
             Self::NotInStore { .. } | Self::Derivation { .. } => Code::InvalidArgument,
             Self::NotShown { .. } | Self::Unreachable { .. } => Code::Unavailable,
             Self::Cri { status, .. } => status.code(),
-            Self::StoreObjectGone { .. } | Self::NoPlugin { .. } | Self::OtherSnapshotter { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::StoreObjectGone { .. }
+            | Self::NoPlugin { .. }
+            | Self::OtherSnapshotter { .. } => Code::FailedPrecondition,
             Self::StoreObject { source, .. }
             | Self::MountPoint { source, .. }
             | Self::Inventory { source, .. } => disk(source),

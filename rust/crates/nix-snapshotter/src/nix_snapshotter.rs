@@ -127,7 +127,8 @@ impl NixSnapshotter {
         let (layer, realiser) = (Arc::new(layer), self.realiser.clone());
         let looked_at = Arc::clone(&layer);
         let look = move || realiser.is_present(&looked_at);
-        match tokio::task::spawn_blocking(look).await? {
+        let is_present = tokio::task::spawn_blocking(look).await?;
+        match is_present && !self.realisations.is_under_way(&layer) {
             true => Ok(None),
             false => self.realisations.realise(&layer).await.map(Some),
         }

@@ -1,8 +1,9 @@
 //! The pull of an image that Nix resolves.
 //!
 //! ```text
-//! name → containerd can take it → archive (realised) → manifest → closures of its layers (realised)
-//!      → in turn: archive (held) → containerd: blobs, snapshots, names, under a lease
+//! name → containerd can take it → archive (realised, held) → manifest
+//!      → closures of its layers (realised)
+//!      → in turn: containerd gets blobs, snapshots, names, under a lease
 //!      → the CRI knows it → its id
 //! ```
 //! Nothing is downloaded while containerd waits for a snapshot: it holds locks then. What is
@@ -31,7 +32,6 @@ use super::{
 use crate::{
     error::{Error, chain},
     nix_snapshotter::NixSnapshotter,
-    realisations::RealisedLayer,
 };
 
 /// By this label the CRI knows its own images (`internal/cri/labels`, 1.7 to 2.4). Without it, it
@@ -58,13 +58,6 @@ struct Opened {
     id: String,
     /// Of the layers that name store paths.
     closures: Vec<LayerClosure>,
-}
-
-/// An archive of which everything is in the store.
-struct Fetched {
-    opened: Opened,
-    /// What had to be fetched is held by these.
-    held: Vec<Option<RealisedLayer>>,
 }
 
 impl Puller {
@@ -94,10 +87,14 @@ impl Puller {
             let name = NixReference::parse(&spec.image, this.snapshotter.store_dir())?;
             let (ours, runtime) = (&this.ours, &spec.runtime_handler);
             unless(&cancel, this.containerd.check_snapshotter(ours, runtime)).await?;
-            let Fetched { opened, held } = unless(&cancel, this.fetch(&name)).await?;
-            let imported = this.import_in_turn(&name, opened, &cancel).await;
-            // Their roots are deleted, which blocks. Those of the snapshots stand by now.
-            spawn_blocking(move || drop(held)).await?;
+            let providing = this.snapshotter.provide_path(&name.archive);
+            let provided = unless(&cancel, providing).await?;
+            let mut made_root = false;
+            let imported = this.import_held(&name, &mut made_root, &cancel).await;
+            dropped(provided).await?;
+            if imported.is_err() && made_root {
+                this.give_up(&name.archive).await;
+            }
             let id = imported?;
             let image = name.reference.to_string();
             unless(&cancel, this.containerd.wait_for_image(&image, &id)).await?;
@@ -106,15 +103,55 @@ impl Puller {
         tokio::spawn(pull.in_current_span()).await?
     }
 
-    /// Has Nix provide the archive and what its layers name.
-    async fn fetch(&self, name: &NixReference) -> Result<Fetched, Error> {
-        let archive = self.snapshotter.provide_path(&name.archive).await?;
-        let opened = self.open(name).await?;
+    /// Sees to it that containerd has the image of an archive, which is held from before it is read.
+    async fn import_held(
+        &self,
+        name: &NixReference,
+        made_root: &mut bool,
+        cancel: &CancellationToken,
+    ) -> Result<String, Error> {
+        drop(self.hold(name, made_root, cancel).await?);
+        let opened = unless(cancel, self.open(name)).await?;
         let closures = opened.closures.iter().cloned();
-        let realising = closures.map(|closure| self.snapshotter.provide(closure));
-        let mut held = try_join_all(realising).await?;
-        held.push(archive);
-        Ok(Fetched { opened, held })
+        let providing = try_join_all(closures.map(|closure| self.snapshotter.provide(closure)));
+        let provided = unless(cancel, providing).await?;
+        let imported = self.import_in_turn(name, opened, made_root, cancel).await;
+        // The roots of the snapshots stand by now.
+        dropped(provided).await?;
+        imported
+    }
+
+    /// Has the archive held, and nobody else work with it until what is returned is dropped.
+    async fn hold(
+        &self,
+        name: &NixReference,
+        made_root: &mut bool,
+        cancel: &CancellationToken,
+    ) -> Result<Archive, Error> {
+        let waiting = async { Ok(self.roots.archive(&name.archive).await) };
+        let archive = unless(cancel, waiting).await?;
+        if !archive.is_held() {
+            *made_root = true;
+            unless(cancel, archive.hold()).await?;
+        }
+        Ok(archive)
+    }
+
+    /// Releases an archive whose import has failed, unless containerd has an image of it all the
+    /// same, or does not say.
+    async fn give_up(&self, archive: &StorePath) {
+        let archive = self.roots.archive(archive).await;
+        let released = match self.reconciler.named().await {
+            Ok(named) if !named.contains(archive.path()) => archive.release().await,
+            _ => {
+                self.reconciler.reconcile_soon();
+                Ok(())
+            }
+        };
+        if let Err(error) = released {
+            let (archive, error) = (archive.path(), chain(&error));
+            warn!(%archive, error, "its GC root is left although its import has failed");
+        }
     }
 
     /// Reads the archive and checks that it has what the name says.
@@ -147,45 +184,16 @@ impl Puller {
         spawn_blocking(move || call.in_scope(open)).await?
     }
 
-    /// Has the archive held, and imported by nobody else meanwhile.
+    /// Imports the image, unless it is there already.
     async fn import_in_turn(
         &self,
         name: &NixReference,
         opened: Opened,
+        made_root: &mut bool,
         cancel: &CancellationToken,
     ) -> Result<String, Error> {
-        let waiting = async { Ok(self.roots.archive(&name.archive).await) };
-        let archive = unless(cancel, waiting).await?;
-        let had_root = archive.is_held();
-        let imported = self.import_held(name, opened, &archive, cancel).await;
-        if imported.is_err() && !had_root {
-            self.give_up(&archive).await;
-        }
-        imported
-    }
-
-    /// Releases an archive whose import has failed, unless containerd has an image of it all the
-    /// same, or does not say.
-    async fn give_up(&self, archive: &Archive) {
-        let released = match self.reconciler.named().await {
-            Ok(named) if !named.contains(archive.path()) => archive.release().await,
-            _ => Ok(self.reconciler.reconcile_soon()),
-        };
-        if let Err(error) = released {
-            let (archive, error) = (archive.path(), chain(&error));
-            warn!(%archive, error, "its GC root is left although its import has failed");
-        }
-    }
-
-    /// Sees to it that containerd has the image.
-    async fn import_held(
-        &self,
-        name: &NixReference,
-        opened: Opened,
-        archive: &Archive,
-        cancel: &CancellationToken,
-    ) -> Result<String, Error> {
-        unless(cancel, archive.hold()).await?;
+        // Whoever has made the root may have given up and taken it along.
+        let _turn = self.hold(name, made_root, cancel).await?;
         let (id, image) = (opened.id.clone(), name.reference.to_string());
         if unless(cancel, self.is_pulled(&opened, &image)).await? {
             info!(image, id, "the image is there already");
@@ -264,6 +272,11 @@ fn in_store(archive: &StorePath, store_dir: &StoreDir) -> Result<PathBuf, Error>
             target,
         }),
     }
+}
+
+/// Lets go of what was provided. Roots are deleted, which blocks.
+async fn dropped(provided: impl Send + 'static) -> Result<(), Error> {
+    Ok(spawn_blocking(move || drop(provided)).await?)
 }
 
 /// The outcome of a piece of work, unless it is cancelled before.

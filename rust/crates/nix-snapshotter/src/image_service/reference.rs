@@ -180,7 +180,8 @@ mod tests {
     fn check(end: &str, images: &[ArchiveImage]) -> Result<(), String> {
         let target = descriptor(media_type::MANIFEST, "ours");
         let name = parse(&format!("nix:0{ARCHIVE}{end}")).unwrap();
-        name.check(images, &target).map_err(|error| error.to_string())
+        name.check(images, &target)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -207,7 +208,10 @@ mod tests {
         let images = [listed(Some("redis:v1")), listed(Some("redis:v2"))];
         let digest = |media_type, content| format!("@{}", descriptor(media_type, content).digest);
         assert_eq!(check(&digest(media_type::INDEX, "index"), &images), Ok(()));
-        assert_eq!(check(&digest(media_type::MANIFEST, "ours"), &images), Ok(()));
+        assert_eq!(
+            check(&digest(media_type::MANIFEST, "ours"), &images),
+            Ok(())
+        );
         for content in ["theirs", "nobody's"] {
             let message = check(&digest(media_type::MANIFEST, content), &images).unwrap_err();
             let own = descriptor(media_type::MANIFEST, "ours").digest.to_string();

@@ -123,6 +123,15 @@ impl Realisations {
         found
     }
 
+    /// Whether a closure is being realised. What of it is in the store may not be whole then: Nix
+    /// writes a store object where it is going to be.
+    pub(crate) fn is_under_way(&self, layer: &LayerClosure) -> bool {
+        let shared = self.shared();
+        shared
+            .get(layer)
+            .is_some_and(|found| found.strong_count() > 0)
+    }
+
     /// Has the store paths of a layer provided and held. Nothing is left of it if this is dropped.
     pub(crate) async fn realise(
         self: &Arc<Self>,

@@ -178,9 +178,13 @@ fn of_an_archive_with_several_platforms_the_one_of_the_node_is_taken() {
         let (name, containerd) = (reference("elsewhere"), &cluster.node.containerd);
         let platform = format!("linux/{}", other());
         let flags = ["load", "--platform", &platform, "--ref", &name];
-        succeed(containerd.nix2container(&flags).arg(&file))?;
+        succeed(containerd.nix2container(&flags).arg(archive.path()))?;
         let foreign = containerd.image_digest(&name)?.context("no digest")?;
-        containerd.remove_image(&name)?;
+        // The CRI hears of it and gives it another name.
+        let known = || Ok(cluster.node.cri.image_id(&name)?);
+        cluster
+            .images
+            .remove_image(&poll("the image in the CRI", SETTLE, known)?)?;
         let own = containerd.image_digest(&format!("{}:latest", image(&archive)))?;
         let own = own.context("no digest")?;
         ensure!(cluster.images.pull(&format!("{}@{own}", image(&archive)))? == id);

@@ -18,6 +18,9 @@ use tonic::Code;
 
 use super::{Cluster, archive, image};
 
+/// How long kubelet waits here for what comes slowly.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// An archive and the closure of its layer, which are in a cache and not in the store.
 fn away(host: &Host, cache: &Cache, closure: &Closure) -> Result<Vec<Object>> {
     let file = busybox_image(host, &reference("away"), [closure.layer()?])?;
@@ -117,13 +120,13 @@ fn who_goes_away_takes_nothing_from_who_waits_for_the_same() {
         let (images, image) = (&cluster.images, &*image(archive));
         cache.take_requests(Part::Nars);
         let slow = Fault::Slow {
-            bytes_per_second: 300_000,
+            bytes_per_second: 1_000_000,
         };
         cache.fault(Part::Nars, Some(slow));
         let (first, second) = thread::scope(|scope| {
             let first = scope.spawn(|| images.pull_at_once(&[image], Duration::from_millis(700)));
             thread::sleep(Duration::from_millis(200));
-            let second = images.pull_at_once(&[image], SETTLE);
+            let second = images.pull_at_once(&[image], PATIENCE);
             (first.join(), second)
         });
         let first = first.ok().context("a panic")?;
