@@ -22,12 +22,6 @@ pub(crate) enum Error {
     /// The snapshot, or what is asked of it, does not exist or does not fit.
     #[error(transparent)]
     Snapshots(#[from] snapshots::Error),
-    /// A held store object has been deleted all the same.
-    #[error(
-        "{path} is gone from the store although a GC root holds it; \
-         restore it with `nix-store --realise {path}`, or remove the image and pull it again"
-    )]
-    StoreObjectGone { path: StorePath },
     /// A store object cannot be looked at.
     #[error("cannot look at {path}")]
     StoreObject { path: StorePath, source: io::Error },
@@ -128,9 +122,7 @@ impl Error {
             Self::NotInStore { .. } | Self::Derivation { .. } => Code::InvalidArgument,
             Self::NotShown { .. } | Self::Unreachable { .. } => Code::Unavailable,
             Self::Cri { status, .. } => status.code(),
-            Self::StoreObjectGone { .. }
-            | Self::NoPlugin { .. }
-            | Self::OtherSnapshotter { .. } => Code::FailedPrecondition,
+            Self::NoPlugin { .. } | Self::OtherSnapshotter { .. } => Code::FailedPrecondition,
             Self::StoreObject { source, .. }
             | Self::MountPoint { source, .. }
             | Self::Inventory { source, .. } => disk(source),

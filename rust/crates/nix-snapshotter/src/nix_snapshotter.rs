@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use nix_image::annotations::{self, SNAPSHOT_REF};
 use nix_store::{Closure, LayerClosure, Realiser, StoreDir, StorePath};
-use snapshots::{Counts, Kind, Labels, Mount, Snapshot, Snapshotter, StoreWaits};
+use snapshots::{Counts, Id, Kind, Labels, Mount, Snapshot, Snapshotter, StoreWaits};
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug};
@@ -156,16 +156,14 @@ impl NixSnapshotter {
     /// the snapshot finds its GC roots in place. If this fails, or is dropped
     /// because the caller has gone away, the reservation takes everything along.
     pub(crate) async fn create(&self, new: NewSnapshot) -> Result<Vec<Mount>, Error> {
-        let labels = new.labels.iter().map(|(name, value)| (&**name, &**value));
-        let layer = annotations::layer_closure(&self.store_dir, labels)?;
-
-        let realised = match layer {
+        let layer = self.layer(&new.labels)?.map(Arc::new);
+        let realised = match &layer {
             Some(layer) => {
                 // Nothing is downloaded for a key that is taken.
                 let parent = new.parent.as_deref();
                 self.snapshots
                     .check_new(new.kind, &new.key, parent, &new.labels)?;
-                self.realisations.realise(&Arc::new(layer)).await?
+                self.realisations.realise(layer).await?
             }
             None => RealisedLayer {
                 reservation: self.snapshots.reserve(),
@@ -173,10 +171,21 @@ impl NixSnapshotter {
             },
         };
         about(&[("snapshot", &realised.reservation.id().to_string())]);
-        block_in_place(|| self.publish(realised, new))
+        block_in_place(|| self.publish(realised, new, layer.as_deref()))
     }
 
-    fn publish(&self, realised: RealisedLayer, new: NewSnapshot) -> Result<Vec<Mount>, Error> {
+    /// What the labels of a snapshot ask for.
+    fn layer(&self, labels: &Labels) -> Result<Option<LayerClosure>, Error> {
+        let labels = labels.iter().map(|(name, value)| (&**name, &**value));
+        Ok(annotations::layer_closure(&self.store_dir, labels)?)
+    }
+
+    fn publish(
+        &self,
+        realised: RealisedLayer,
+        new: NewSnapshot,
+        layer: Option<&LayerClosure>,
+    ) -> Result<Vec<Mount>, Error> {
         let RealisedLayer {
             reservation,
             closure,
@@ -191,7 +200,7 @@ impl NixSnapshotter {
             |snapshot| {
                 let layer_dir = self.snapshots.layer_dir(snapshot.id);
                 make_mount_points(&self.store_dir, &closure, &layer_dir)?;
-                self.mounts_of(snapshot, purpose)
+                self.mounts_of(snapshot, purpose, layer)
             },
         )
     }
@@ -201,7 +210,8 @@ impl NixSnapshotter {
         let this = self.clone();
         self.blocking(move |snapshots| {
             let (snapshot, labels) = snapshots.snapshot(&key)?;
-            this.mounts_of(&snapshot, Purpose::of(&key, &labels))
+            let layer = this.layer(&labels)?;
+            this.mounts_of(&snapshot, Purpose::of(&key, &labels), layer.as_ref())
         })
         .await
     }
@@ -232,32 +242,61 @@ impl NixSnapshotter {
         self.snapshots.store_waits()
     }
 
-    /// The mounts that a snapshot needs for its purpose.
-    fn mounts_of(&self, snapshot: &Snapshot, purpose: Purpose) -> Result<Vec<Mount>, Error> {
+    /// The mounts that a snapshot needs for its purpose; `layer` is what its own labels ask for.
+    fn mounts_of(
+        &self,
+        snapshot: &Snapshot,
+        purpose: Purpose,
+        layer: Option<&LayerClosure>,
+    ) -> Result<Vec<Mount>, Error> {
         let root = self.snapshots.mounts(snapshot);
         if purpose != Purpose::Unpacking {
             self.snapshots.check_mountable(&root)?;
         }
         match purpose {
             Purpose::Unpacking | Purpose::Chowning => Ok(root),
-            Purpose::Container => Ok(with_store_objects(root, &self.store_objects(snapshot)?)),
+            Purpose::Container => {
+                let objects = self.store_objects(snapshot, layer)?;
+                Ok(with_store_objects(root, &objects))
+            }
         }
     }
 
     /// The store objects of a snapshot and all its parents, each once.
-    fn store_objects(&self, snapshot: &Snapshot) -> Result<Vec<StoreObject>, Error> {
-        let mut objects = Vec::new();
-        for id in std::iter::once(&snapshot.id).chain(&snapshot.parents) {
-            let roots = self.realiser.roots(self.snapshots.attachment_dir(*id));
-            let layer_dir = self.snapshots.layer_dir(*id);
-            for path in roots.read()?.unwrap_or_default() {
-                objects.push(store_object(&self.store_dir, &path, &layer_dir)?);
-            }
+    fn store_objects(
+        &self,
+        snapshot: &Snapshot,
+        layer: Option<&LayerClosure>,
+    ) -> Result<Vec<StoreObject>, Error> {
+        let mut objects = self.store_objects_of(snapshot.id, layer)?;
+        let labels = self.snapshots.labels(&snapshot.parents)?;
+        for (id, labels) in snapshot.parents.iter().zip(&labels) {
+            let layer = self.layer(labels)?;
+            objects.extend(self.store_objects_of(*id, layer.as_ref())?);
         }
         // Stable: of equal paths, the one in the topmost layer stays.
         objects.sort_by(|a, b| a.path.cmp(&b.path));
         objects.dedup_by(|a, b| a.path == b.path);
         Ok(objects)
+    }
+
+    /// The store objects of one layer: those that its GC roots hold. What its labels name has to be
+    /// among them, or a container would miss it without a word.
+    fn store_objects_of(
+        &self,
+        id: Id,
+        layer: Option<&LayerClosure>,
+    ) -> Result<Vec<StoreObject>, Error> {
+        let roots = self.realiser.roots(self.snapshots.attachment_dir(id));
+        let held = match layer {
+            Some(layer) => roots.read_all_of(layer)?,
+            // A client may have committed the snapshot without its labels.
+            None => roots.read()?.unwrap_or_default(),
+        };
+        let layer_dir = self.snapshots.layer_dir(id);
+        held.into_iter()
+            .map(|path| store_object(&self.store_dir, &path, &layer_dir))
+            .collect()
     }
 }
 

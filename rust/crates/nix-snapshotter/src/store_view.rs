@@ -20,7 +20,7 @@ use crate::{
 /// Looks at `path` as a container on top of the layer in `layer_dir` is to see it.
 ///
 /// # Errors
-/// [`Error::StoreObjectGone`] when it is not in the store: somebody has deleted it
+/// [`nix_store::Error::ObjectGone`] when it is not in the store: somebody has deleted it
 /// by force, past its GC root.
 pub(crate) fn store_object(
     store_dir: &StoreDir,
@@ -63,7 +63,7 @@ pub(crate) fn store_object(
 /// They are on the disk when this returns.
 ///
 /// # Errors
-/// [`Error::MountPoint`], and [`Error::StoreObjectGone`].
+/// [`Error::MountPoint`], and [`nix_store::Error::ObjectGone`].
 pub(crate) fn make_mount_points(
     store_dir: &StoreDir,
     closure: &Closure,
@@ -115,7 +115,7 @@ fn make_place(path: &StorePath, object: &Metadata, parent: &OwnedFd) -> io::Resu
 
 fn look_at(path: &StorePath) -> Result<Metadata, Error> {
     fs::symlink_metadata(path.as_path()).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => Error::StoreObjectGone { path: path.clone() },
+        ErrorKind::NotFound => nix_store::Error::ObjectGone { path: path.clone() }.into(),
         _ => Error::StoreObject {
             path: path.clone(),
             source,

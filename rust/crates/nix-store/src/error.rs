@@ -97,6 +97,59 @@ pub enum Error {
         /// The store path.
         path: StorePath,
     },
+    /// The builder has made another link than it was asked for.
+    #[error(
+        "{program} was to make {} a link to {path}, and {found}; have the builder make a GC root \
+         of its two arguments, the link and the store path, or leave that to Nix by making no link",
+        .link.display()
+    )]
+    OtherLink {
+        /// The builder.
+        program: String,
+        /// The link.
+        link: PathBuf,
+        /// The store path that it was called for.
+        path: StorePath,
+        /// What it has made instead.
+        found: String,
+    },
+    /// The builder has left the GC root to Nix, which does not make it.
+    #[error(
+        "{program} has provided {path} and not made the link {}, and Nix cannot hold the path in \
+         its place; have the builder make the link a GC root, or bring the path into Nix's store \
+         as `nix copy` does", .link.display()
+    )]
+    NotRooted {
+        /// The builder.
+        program: String,
+        /// The store path that it was called for.
+        path: StorePath,
+        /// The link.
+        link: PathBuf,
+        /// What Nix says.
+        source: Box<Error>,
+    },
+    /// A layer names a store path for which it has no GC root any more.
+    #[error(
+        "no GC root holds {path}, which a layer of the image names; make it anew with \
+         `nix-store --realise {path} --add-root {}`, or remove the image and pull it again",
+        .link.display()
+    )]
+    NotHeld {
+        /// The store path.
+        path: StorePath,
+        /// Where the root is to be.
+        link: PathBuf,
+    },
+    /// A held store object has been deleted all the same.
+    #[error(
+        "{path} is gone from the store although a GC root holds it; \
+         restore it with `nix-store --realise {path}`, or remove the image and pull it again"
+    )]
+    ObjectGone {
+        /// The store path.
+        path: StorePath,
+    },
     /// The directory of GC roots cannot be made, written or read.
     #[error("cannot {operation} GC roots at {}", .path.display())]
     GcRoots {

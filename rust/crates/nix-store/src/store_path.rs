@@ -1,6 +1,6 @@
 //! Store directories and store paths.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, fs, path::Path, sync::Arc};
 
 use crate::Error;
 
@@ -140,6 +140,12 @@ impl StorePath {
     #[must_use]
     pub fn as_path(&self) -> &Path {
         Path::new(&*self.path)
+    }
+
+    /// Whether something of this name is in the store. A store object that is a symbolic link is,
+    /// wherever it leads.
+    pub(crate) fn exists(&self) -> bool {
+        fs::symlink_metadata(self.as_path()).is_ok()
     }
 
     /// Hash and name: the last component of the path.

@@ -2,17 +2,21 @@
 
 use std::{
     fs,
+    path::PathBuf,
+    process::Command,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
+    cache::Cache,
+    closure::{Closure, FORMATS},
     daemon::{Config, Daemon},
-    host::{Host, test},
+    host::{Host, test, unique},
     image::{NIX_CLOSURE, NIX_STORE_PATH, SNAPSHOT_REF},
-    process::{SETTLE, poll, when},
+    process::{SETTLE, poll, succeed, when},
     snapshots::{Snapshots, refused, upper},
-    store::Store,
+    store::{Store, are_gone, collect_garbage, evict},
 };
 use tonic::Code;
 
@@ -194,5 +198,124 @@ fn calls_do_not_wait_for_a_realisation() {
         fs::write(&go, "")?;
         ensure!(slow.answer()?.len() == 2);
         Ok(())
+    });
+}
+
+#[test]
+fn what_a_builder_provides_without_a_link_is_mounted_and_held() {
+    test(|host| {
+        for format in FORMATS {
+            let cache = Cache::start(host)?;
+            let closure = Closure::build(&Store::new(host)?, format, 1000)?;
+            cache.add(closure.objects(), None)?;
+            evict(closure.objects())?;
+            // Of Nix's substituters none has the paths: only the builder knows where they are.
+            let config = Config::new(host, &unique("daemon"))
+                .environment("XDG_CACHE_HOME", host.dir().join(unique("lookups")))
+                .builder(&format!(
+                    "exec nix --extra-experimental-features nix-command copy --no-check-sigs --from {} \"$2\"",
+                    cache.url()
+                ))?;
+            let daemon = Daemon::start(&config)?;
+            let snapshots = daemon.snapshots()?;
+            let before = config.kept()?;
+            let mounts = closure.prepare(&snapshots, "container")?;
+            for object in &closure.objects()[..2] {
+                let is_mounted = mounts.iter().any(|mount| mount.target == object.path());
+                ensure!(is_mounted, "{format:?}: {object} is not in {mounts:?}");
+            }
+            collect_garbage()?;
+            closure.is_here()?;
+            snapshots.remove("container")?;
+            snapshots.cleanup()?;
+            daemon.keeps_only(&before)?;
+            collect_garbage()?;
+            are_gone(closure.objects())?;
+        }
+        Ok(())
+    });
+}
+
+/// The only directory of GC roots that is kept.
+fn only_roots(daemon: &Daemon) -> Result<PathBuf> {
+    let ids = daemon.config().kept()?.gc_roots;
+    let id = ids.first().filter(|_| ids.len() == 1);
+    let id = id.with_context(|| format!("not one directory of roots: {ids:?}"))?;
+    Ok(daemon.config().root().join("gcroots").join(id))
+}
+
+/// What the labels name and no root holds would be missing in a container, or be collected under it.
+#[test]
+fn a_layer_that_has_lost_a_root_is_not_mounted_without_it() {
+    test(|host| {
+        let store = Store::new(host)?;
+        let object = store.build("object", "echo content > $out", &[])?;
+        let info = store.closure_info(&[&object])?;
+        let label = format!("{NIX_STORE_PATH}0");
+        for (number, label, held) in [(0, &*label, &object), (1, NIX_CLOSURE, &info)] {
+            let daemon = Daemon::start(&Config::new(host, &format!("daemon-{number}")))?;
+            let snapshots = daemon.snapshots()?;
+            snapshots.layer("layer", "", &[(label, held.path())])?;
+            snapshots.layer("plain", "layer", &[])?;
+            snapshots.prepare("container", "plain", &[])?;
+            let kept = daemon.config().kept()?;
+            let roots = only_roots(&daemon)?;
+            let refuses = |words: &[&str]| {
+                for answer in [
+                    snapshots.mounts("container"),
+                    snapshots.prepare("another", "plain", &[]),
+                    snapshots.view("another", "plain", &[]),
+                ] {
+                    refused(answer, Code::FailedPrecondition, words)?;
+                }
+                daemon.keeps_only(&kept)
+            };
+
+            let lost: Vec<_> = fs::read_dir(&roots)?.collect::<Result<_, _>>()?;
+            ensure!(lost.len() == 1, "{lost:?}");
+            fs::remove_file(lost[0].path())?;
+            let link = roots.join(match label {
+                NIX_CLOSURE => "closure-info",
+                _ => held.path().trim_start_matches("/nix/store/"),
+            });
+            let path = held.path();
+            let remedy = format!("nix-store --realise {path} --add-root {}", link.display());
+            refuses(&[path, &remedy])?;
+            fs::remove_dir(&roots)?;
+            let words = [path, &*remedy];
+            refused(
+                snapshots.mounts("container"),
+                Code::FailedPrecondition,
+                &words,
+            )?;
+            // What unpacks into a snapshot mounts nothing of the store.
+            let chain_id = format!("sha256:{}", "d".repeat(64));
+            snapshots.prepare("extract", "plain", &[(SNAPSHOT_REF, &chain_id)])?;
+            snapshots.remove("extract")?;
+
+            succeed(Command::new("sh").args(["-c", &remedy]))?;
+            let mounts = snapshots.mounts("container")?;
+            ensure!(
+                mounts.len() == 2 && mounts[1].target == object.path(),
+                "{mounts:?}"
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_closure_info_that_was_deleted_by_force_is_named() {
+    test(|host| {
+        let (_daemon, snapshots) = start(host)?;
+        let store = Store::new(host)?;
+        let object = store.build("object", "echo content > $out", &[])?;
+        let info = store.closure_info(&[&object])?;
+        snapshots.layer("layer", "", &[(NIX_CLOSURE, info.path())])?;
+        succeed(Command::new("nix-store").args(["--delete", "--ignore-liveness", info.path()]))?;
+        let remedy = format!("nix-store --realise {info}");
+        let answer = snapshots.prepare("container", "layer", &[]);
+        let words = [info.path(), "gone from the store", &remedy];
+        refused(answer, Code::FailedPrecondition, &words)
     });
 }

@@ -5,7 +5,8 @@ mod tests;
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs,
+    io::{self, ErrorKind},
     num::NonZero,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -43,7 +44,7 @@ pub struct RealiserOptions {
     /// The store that the paths belong to.
     pub store_dir: StoreDir,
     /// A program that is called in Nix's place for each path, with two arguments:
-    /// the link to make (a GC root) and the store path.
+    /// the link to make (a GC root) and the store path. Nix makes the links that it does not.
     pub external_builder: Option<PathBuf>,
     /// How long one call may take; `None` is without limit.
     pub timeout: Option<Duration>,
@@ -82,11 +83,11 @@ impl Realiser {
     /// counts as present: it is for [`Realiser::realise`] to say so.
     #[must_use]
     pub fn is_present(&self, layer: &LayerClosure) -> bool {
-        let all = |closure: &Closure| closure.paths().iter().all(exists);
+        let all = |closure: &Closure| closure.paths().iter().all(StorePath::exists);
         let listed = |closure_info| Closure::read_closure_info(&self.0.store_dir, closure_info);
         all(&layer.paths)
             && layer.closure_info.as_ref().is_none_or(|closure_info| {
-                exists(closure_info) && listed(closure_info).is_ok_and(|listed| all(&listed))
+                closure_info.exists() && listed(closure_info).is_ok_and(|listed| all(&listed))
             })
     }
 
@@ -149,7 +150,7 @@ impl Realiser {
             let listed = Closure::read_closure_info(&self.0.store_dir, closure_info)?;
             let unheld = match held {
                 Held::ByReference(references) => listed.without(|path| references.contains(path)),
-                Held::IfPresent => listed.without(exists),
+                Held::IfPresent => listed.without(StorePath::exists),
             };
             // Paths with names of their own get links of their own even where something holds
             // them: the links are the record of what is mounted.
@@ -243,7 +244,7 @@ impl Realiser {
             let answer = String::from_utf8_lossy(&output.stdout);
             let answered = nix_cli::parse_sizes(&answer).filter(|sizes| sizes.len() == paths.len());
             sizes.extend(answered.ok_or_else(|| Error::Sizes {
-                program: program(&self.0),
+                program: name(Path::new(NIX_STORE)),
                 subject: describe(paths),
             })?);
         }
@@ -264,16 +265,25 @@ enum Held {
     /// built refers to every path that it lists. One made otherwise need not, and then the
     /// collector would take paths from under a running container.
     ByReference(Closure),
-    /// Whatever it lists and is in the store: the builder stands for Nix, and cannot be asked.
+    /// Whatever it lists and is in the store: the builder that made the root stands for Nix, and
+    /// cannot be asked.
     IfPresent,
+}
+
+/// Who has made the root of a path that the builder has provided.
+enum RootBy {
+    Builder,
+    Nix,
 }
 
 impl Realisation<'_> {
     async fn closure_info(&self, path: &StorePath) -> Result<Held, Error> {
         let link = self.roots.closure_info_link();
-        if self.options.external_builder.is_some() {
-            self.builder(path, &link).await?;
-            return Ok(Held::IfPresent);
+        if let Some(builder) = &self.options.external_builder {
+            return match self.build(builder, path, &link).await? {
+                RootBy::Builder => Ok(Held::IfPresent),
+                RootBy::Nix => self.references(path).await.map(Held::ByReference),
+            };
         }
         let subject = std::slice::from_ref(path);
         let before = changed(path.as_path()).ok();
@@ -302,7 +312,7 @@ impl Realisation<'_> {
     async fn references(&self, path: &StorePath) -> Result<Closure, Error> {
         let subject = std::slice::from_ref(path);
         let output = match self.run(&mut nix_cli::registration(path), subject).await {
-            Err(Error::Failed { .. }) if !exists(path) => {
+            Err(Error::Failed { .. }) if !path.exists() => {
                 return Err(not_realised(self.options, path));
             }
             done => done?,
@@ -316,9 +326,9 @@ impl Realisation<'_> {
     /// Realises paths that get a root each.
     async fn paths(&self, closure: &Closure) -> Result<(), Error> {
         let paths = closure.paths();
-        if self.options.external_builder.is_some() {
+        if let Some(builder) = &self.options.external_builder {
             for path in paths {
-                self.builder(path, &self.roots.link_of(path)).await?;
+                self.build(builder, path, &self.roots.link_of(path)).await?;
             }
             return Ok(());
         }
@@ -337,13 +347,45 @@ impl Realisation<'_> {
         Ok(())
     }
 
-    async fn builder(&self, path: &StorePath, link: &Path) -> Result<(), Error> {
-        if let Some(builder) = &self.options.external_builder {
-            let mut command = Command::new(builder);
-            command.args([link.as_os_str(), path.as_path().as_os_str()]);
-            self.run(&mut command, std::slice::from_ref(path)).await?;
+    /// Has the builder provide a path, and sees to it that `link` is its root.
+    ///
+    /// A builder may know nothing of roots, as `nix copy` does. What it has provided then is held
+    /// by nothing until Nix makes the root, so that this is done before the next path is.
+    async fn build(&self, builder: &Path, path: &StorePath, link: &Path) -> Result<RootBy, Error> {
+        let subject = std::slice::from_ref(path);
+        let mut command = Command::new(builder);
+        command.args([link.as_os_str(), path.as_path().as_os_str()]);
+        self.run(&mut command, subject).await?;
+        let other_link = |found| Error::OtherLink {
+            program: name(builder),
+            link: link.to_owned(),
+            path: path.clone(),
+            found,
+        };
+        match fs::read_link(link) {
+            Ok(found) if found == path.as_path() => return Ok(RootBy::Builder),
+            Ok(found) => {
+                let found = shorten(&found.to_string_lossy());
+                return Err(other_link(format!("it leads to {found}")));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(other_link(format!("it cannot be read as one: {error}"))),
         }
-        Ok(())
+        if !path.exists() {
+            return Err(not_realised(self.options, path));
+        }
+        match self
+            .run(&mut nix_cli::realise(subject, link), subject)
+            .await
+        {
+            Err(source @ (Error::Failed { .. } | Error::Start { .. })) => Err(Error::NotRooted {
+                program: name(builder),
+                path: path.clone(),
+                link: link.to_owned(),
+                source: Box::new(source),
+            }),
+            done => done.map(|_| RootBy::Nix),
+        }
     }
 
     async fn run(&self, command: &mut Command, subject: &[StorePath]) -> Result<Output, Error> {
@@ -356,7 +398,7 @@ impl Realisation<'_> {
 /// What is to be fetched goes into one call: Nix sees to it that no path is fetched twice and
 /// how many are fetched at once.
 fn calls_at_once(paths: &[StorePath]) -> usize {
-    if !paths.iter().all(exists) {
+    if !paths.iter().all(StorePath::exists) {
         return 1;
     }
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
@@ -369,7 +411,7 @@ async fn run(
     subject: &[StorePath],
     cancel: &CancellationToken,
 ) -> Result<Output, Error> {
-    let program = program(options);
+    let program = name(Path::new(command.as_std().get_program()));
     debug!(%program, paths = subject.len(), "calling");
     match process::run(command, options.timeout, cancel).await {
         Ok(output) if output.status.success() => Ok(output),
@@ -391,16 +433,18 @@ async fn run(
 }
 
 fn not_realised(options: &RealiserOptions, path: &StorePath) -> Error {
+    let builder = options.external_builder.as_deref();
     Error::NotRealised {
-        program: program(options),
+        program: name(builder.unwrap_or(Path::new(NIX_STORE))),
         path: path.clone(),
     }
 }
 
-fn program(options: &RealiserOptions) -> String {
-    match &options.external_builder {
-        Some(builder) => shorten(&builder.to_string_lossy()),
-        None => format!("`{NIX_STORE}`"),
+/// A program as messages call it.
+fn name(program: &Path) -> String {
+    match program == Path::new(NIX_STORE) {
+        true => format!("`{NIX_STORE}`"),
+        false => shorten(&program.to_string_lossy()),
     }
 }
 
@@ -417,11 +461,6 @@ fn describe(paths: &[StorePath]) -> String {
         [only] => only.to_string(),
         [first, rest @ ..] => format!("{first} and {} more", rest.len()),
     }
-}
-
-/// A store object that is a symbolic link exists whether or not its target does.
-fn exists(path: &StorePath) -> bool {
-    fs::symlink_metadata(path.as_path()).is_ok()
 }
 
 /// When an inode last changed, in seconds and nanoseconds. A store object that is built or

@@ -139,6 +139,55 @@ async fn failures_say_what_failed_and_why() {
 }
 
 #[tokio::test]
+async fn a_link_to_something_else_is_refused() {
+    let store = Store::new();
+    let layer = LayerClosure {
+        closure_info: None,
+        paths: [store.path(A)].into_iter().collect(),
+    };
+    let link = store.dir.path().join("gcroots/7").join(A);
+    for (builder, found) in [
+        (r#"ln -s /elsewhere "$1""#, "leads to \"/elsewhere\""),
+        (r#"echo x > "$1""#, "cannot be read as one"),
+    ] {
+        let builder = format!(r#"echo x > "$2"; {builder}"#);
+        let (realised, roots) = store.realise(&builder, &layer).await;
+        let error = realised.unwrap_err();
+        let message = error.to_string();
+        for expected in ["builder\"", link.to_str().unwrap(), store.path(A).as_str()] {
+            assert!(message.contains(expected), "{expected} is not in {message}");
+        }
+        assert!(
+            matches!(error, Error::OtherLink { .. }) && message.contains(found),
+            "{message}"
+        );
+        fs::remove_dir_all(roots.dir()).unwrap();
+        fs::remove_file(store.path(A).as_path()).unwrap();
+    }
+}
+
+/// No Nix knows this store.
+#[tokio::test]
+async fn a_path_without_a_link_is_refused_where_nix_cannot_make_it() {
+    let store = Store::new();
+    for (closure_info, paths) in [(None, &[A][..]), (Some(A), &[])] {
+        let layer = LayerClosure {
+            closure_info: closure_info.map(|base| store.path(base)),
+            paths: paths.iter().map(|base| store.path(base)).collect(),
+        };
+        let (realised, _) = store.realise(r#"echo x > "$2""#, &layer).await;
+        let error = realised.unwrap_err();
+        let message = error.to_string();
+        assert!(
+            matches!(error, Error::NotRooted { .. }) && message.contains("builder\""),
+            "{message}"
+        );
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        assert!(reason.contains("`nix-store`"), "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_there_already_is_present_and_not_fetched() {
     let store = Store::new();
     let realiser = store.realiser(r#"ln -s "$2" "$1""#);

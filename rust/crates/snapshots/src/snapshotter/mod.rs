@@ -156,6 +156,15 @@ impl Snapshotter {
         Ok((Snapshot { ids, ..snapshot }, labels))
     }
 
+    /// The labels of each of these snapshots. One that was removed meanwhile has none.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub fn labels(&self, ids: &[Id]) -> Result<Vec<Labels>> {
+        self.store.labels(ids)
+    }
+
     fn ids(&self, labels: &Labels, parents: &[Id]) -> Result<Ids> {
         let Some(mapping) = IdMapping::of(labels)? else {
             return Ok(Ids::AsSeen);

@@ -274,6 +274,24 @@ impl Store {
         })
     }
 
+    /// The labels of each of these snapshots; none of one that is not there any more.
+    pub(crate) fn labels(&self, ids: &[Id]) -> Result<Vec<Labels>> {
+        self.read("read the labels of snapshots", |txn| {
+            let select = format!("SELECT {} FROM snapshots WHERE id = ?", Row::COLUMNS);
+            let mut select = txn.prepare_cached(&select)?;
+            let mut labels = |id: &Id| {
+                let mut rows = select.query([id])?;
+                let Some(found) = rows.next()? else {
+                    return Ok(Labels::new());
+                };
+                let name: String = found.get(0)?;
+                let row = Row::read(found)?.map_err(damaged(&name))?;
+                Ok(row.labels().map_err(damaged(&name))?)
+            };
+            ids.iter().map(&mut labels).collect()
+        })
+    }
+
     pub(crate) fn info(&self, key: &str) -> Result<(Id, Info)> {
         self.read("read a snapshot", |txn| {
             let snapshots = Snapshots(txn);

@@ -92,6 +92,22 @@ fn a_commit_keeps_the_directory_and_nothing_else() {
 }
 
 #[test]
+fn labels_are_told_by_id() {
+    let root = tempfile::tempdir().unwrap();
+    let s = open(root.path());
+    let base = layer(&s, "base", "");
+    let removed = create(&s, Kind::Active, "removed", "base").unwrap().id;
+    s.remove("removed").unwrap();
+    let active = create(&s, Kind::Active, "active", "base").unwrap().id;
+    s.update("base", &labels(&[("b", "2")]), &["labels"])
+        .unwrap();
+    assert_eq!(
+        s.labels(&[active, removed, base]).unwrap(),
+        [labels(&[("l", "1")]), Labels::new(), labels(&[("b", "2")])]
+    );
+}
+
+#[test]
 fn every_refusal_has_its_code_and_changes_nothing() {
     use Code::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound};
     let root = tempfile::tempdir().unwrap();
