@@ -1,4 +1,4 @@
-//! Writes the man pages and the shell completions of a program, out of its own command line.
+//! Reads the command line of a program, and writes its man pages and shell completions out of it.
 //!
 //! Each program has a subcommand for it, `generate DIRECTORY`, so that whoever builds the programs
 //! has the files without installing anything. Neither the help nor the files themselves name it:
@@ -6,12 +6,12 @@
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs, io,
     path::{Path, PathBuf},
 };
 
-use clap::{Arg, Command, Parser, value_parser};
+use clap::{Arg, ArgAction, Command, Parser, builder::Resettable, value_parser};
 use clap_complete::Shell;
 
 /// What a program was called for.
@@ -50,20 +50,52 @@ fn try_parse<Cli: Parser>(
         .about("Writes man pages to man/man1, and completions to where bash, zsh and fish look for them")
         .hide(true)
         .arg(directory);
-    let mut program = Cli::command().subcommand(generate);
+    let mut program = without_empty_variables(command::<Cli>(), &|name| env::var_os(name));
+    program = program.subcommand(generate);
     let matches = program.try_get_matches_from_mut(words)?;
     let directory = matches
         .subcommand_matches(GENERATE)
         .and_then(|matches| matches.get_one::<PathBuf>(DIRECTORY));
     match directory {
         Some(directory) => Ok(Call::Generate(Box::new(Files {
-            program: Cli::command(),
+            program: command::<Cli>(),
             directory: directory.clone(),
         }))),
         None => Cli::from_arg_matches(&matches)
             .map(Call::Program)
             .map_err(|error| error.format(&mut program)),
     }
+}
+
+/// The command line of a program with what all of them have in common: `-v` tells the version, too,
+/// and of an option that is given twice the last one counts. Scripts may have both from the programs
+/// of the Go project.
+fn command<Cli: Parser>() -> Command {
+    let version = Arg::new("version")
+        .short('V')
+        .visible_short_alias('v')
+        .long("version")
+        .action(ArgAction::Version)
+        .help("Print version");
+    Cli::command()
+        .args_override_self(true)
+        .disable_version_flag(true)
+        .arg(version)
+}
+
+/// A variable that is empty is as one that is not set: there is no other way to unset it in a file of
+/// variables, or for one command.
+fn without_empty_variables(
+    command: Command,
+    value: &dyn Fn(&OsStr) -> Option<OsString>,
+) -> Command {
+    let is_empty = |name: &OsStr| value(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| match arg.get_env().is_some_and(is_empty) {
+            true => arg.env(Resettable::Reset),
+            false => arg,
+        })
+        .mut_subcommands(|command| without_empty_variables(command, value))
 }
 
 impl Files {
@@ -115,10 +147,13 @@ mod tests {
 
     /// Does something.
     #[derive(Debug, Parser)]
-    #[command(name = "program")]
+    #[command(name = "program", version = "1.2.3")]
     enum Cli {
         /// Works.
-        Work,
+        Work {
+            #[arg(long, env = "CLI_FILES_PLACE", default_value = "here")]
+            place: String,
+        },
     }
 
     fn call(words: &[&str]) -> Result<Call<Cli>, clap::Error> {
@@ -135,7 +170,10 @@ mod tests {
 
     #[test]
     fn a_program_is_called_for_its_work_or_for_its_files() {
-        assert!(matches!(call(&["work"]), Ok(Call::Program(Cli::Work))));
+        assert!(matches!(
+            call(&["work"]),
+            Ok(Call::Program(Cli::Work { .. }))
+        ));
         assert!(call(&["generate"]).is_err());
         assert!(call(&["play"]).is_err());
         let help = call(&["--help"]).unwrap_err().to_string();
@@ -143,6 +181,37 @@ mod tests {
             help.contains("work") && !help.contains("generate"),
             "{help}"
         );
+    }
+
+    #[test]
+    fn the_version_has_two_letters() {
+        for flag in ["-V", "-v", "--version"] {
+            let told = call(&[flag]).unwrap_err();
+            assert_eq!(told.exit_code(), 0, "{flag}");
+            assert_eq!(told.to_string(), "program 1.2.3\n", "{flag}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_two_counts() {
+        match call(&["work", "--place", "a", "--place", "b"]) {
+            Ok(Call::Program(Cli::Work { place })) => assert_eq!(place, "b"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_empty_is_as_none() {
+        for (value, is_read) in [(None, true), (Some(""), false), (Some("there"), true)] {
+            let program = without_empty_variables(command::<Cli>(), &|name| {
+                assert_eq!(name, "CLI_FILES_PLACE");
+                value.map(OsString::from)
+            });
+            let work = program.find_subcommand("work").unwrap();
+            let mut arguments = work.get_arguments();
+            let place = arguments.find(|arg| arg.get_id() == "place").unwrap();
+            assert_eq!(place.get_env().is_some(), is_read, "{value:?}");
+        }
     }
 
     #[test]

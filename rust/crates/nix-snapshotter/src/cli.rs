@@ -26,6 +26,7 @@ pub(crate) struct Cli {
         short,
         long,
         value_enum,
+        ignore_case = true,
         default_value = "info",
         env = "NIX_SNAPSHOTTER_LOG_LEVEL"
     )]
@@ -104,7 +105,7 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Severities, with the names that the Go project gave them.
+/// Severities, with all names that logrus, and so the Go project, has for them, in capitals or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogLevel {
     Trace,
@@ -153,6 +154,19 @@ mod tests {
             "/r",
         ]);
         assert_eq!(cli.log_level, LogLevel::Warn);
+        for (name, level) in [
+            ("TRACE", LogLevel::Trace),
+            ("Debug", LogLevel::Debug),
+            ("INFO", LogLevel::Info),
+            ("Warning", LogLevel::Warn),
+            ("WARN", LogLevel::Warn),
+            ("ERROR", LogLevel::Error),
+            ("Fatal", LogLevel::Error),
+            ("PANIC", LogLevel::Error),
+        ] {
+            let cli = Cli::parse_from(["nix-snapshotter", "--log-level", name]);
+            assert_eq!(cli.log_level, level, "{name}");
+        }
         assert_eq!(cli.config, Some("/c.toml".into()));
         assert_eq!(cli.overrides().address, Some("/a.sock".into()));
         assert_eq!(cli.overrides().root, Some("/r".into()));

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, path::PathBuf};
 
 use anyhow::anyhow;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use image_loader::Containerd;
 use tracing_subscriber::EnvFilter;
 
@@ -17,7 +17,13 @@ use crate::{
 #[command(version, max_term_width = 100)]
 pub(crate) struct Cli {
     /// How much to log to standard error.
-    #[arg(long, short = 'l', global = true, default_value = "info")]
+    #[arg(
+        long,
+        short = 'l',
+        global = true,
+        ignore_case = true,
+        default_value = "info"
+    )]
     pub(crate) log_level: LogLevel,
     /// Tell nothing but errors, and results on standard output.
     #[arg(long, short = 'q', global = true)]
@@ -46,7 +52,8 @@ pub(crate) struct ContainerdArgs {
         short = 'n',
         global = true,
         env = "CONTAINERD_NAMESPACE",
-        default_value = "default"
+        default_value = "default",
+        value_parser = NonEmptyStringValueParser::new()
     )]
     pub(crate) namespace: String,
 }
@@ -79,14 +86,14 @@ pub(crate) enum Command {
 }
 
 /// How much to log.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogLevel {
     Trace,
     Debug,
     Info,
     #[value(alias = "warning")]
     Warn,
-    // The names of logrus, which scripts may use.
+    // With all names that logrus has, in capitals or not: scripts for the Go project may use them.
     #[value(aliases = ["fatal", "panic"])]
     Error,
 }
@@ -173,6 +180,23 @@ mod tests {
     }
 
     #[test]
+    fn levels_have_the_names_of_logrus() {
+        for (name, level) in [
+            ("TRACE", LogLevel::Trace),
+            ("Debug", LogLevel::Debug),
+            ("INFO", LogLevel::Info),
+            ("Warning", LogLevel::Warn),
+            ("WARN", LogLevel::Warn),
+            ("ERROR", LogLevel::Error),
+            ("Fatal", LogLevel::Error),
+            ("PANIC", LogLevel::Error),
+        ] {
+            let cli = Cli::parse_from(["nix2container", "--log-level", name, "load", "x"]);
+            assert_eq!(cli.log_level, level, "{name}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for args in [
             &["nix2container"][..],
@@ -185,6 +209,8 @@ mod tests {
             &["nix2container", "build", "--label", "x", "OUT"],
             &["nix2container", "build", "--compression", "xz", "OUT"],
             &["nix2container", "load"],
+            &["nix2container", "load", "--namespace", "", "a"],
+            &["nix2container", "load", "--snapshotter", "", "a"],
             &["nix2container", "unload"],
             &["nix2container", "inspect"],
             &["nix2container", "diff", "a"],

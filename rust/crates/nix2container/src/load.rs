@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser};
 use image_loader::{Containerd, Error, ImageArchive, PlannedImage, Platforms, STDIN};
 use nix_image::{Platform, Reference};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,7 +17,13 @@ use crate::{cli::ContainerdArgs, progress::Progress, runtime::wait};
 #[derive(Args)]
 pub(crate) struct LoadArgs {
     /// The snapshotter to unpack the images with.
-    #[arg(long, value_name = "NAME", default_value = "nix")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "CONTAINERD_SNAPSHOTTER",
+        default_value = "nix",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
     snapshotter: String,
     /// The name of the image, instead of the one in the archive.
     #[arg(long, value_name = "REFERENCE", value_parser = Reference::parse)]

@@ -74,6 +74,40 @@ fn a_second_load_transfers_nothing() {
 }
 
 #[test]
+fn the_snapshotter_comes_from_the_flag_the_environment_or_is_ours() {
+    test(|host| {
+        let node = Node::start(host)?;
+        let containerd = &node.containerd;
+        for (flag, variable, expected) in [
+            (None, None, NIX),
+            (None, Some(""), NIX),
+            (None, Some(OVERLAYFS), OVERLAYFS),
+            (Some(NIX), Some(OVERLAYFS), NIX),
+        ] {
+            let image = reference("snapshotter");
+            let mut load = containerd.nix2container(&["load"]);
+            load.env_remove("CONTAINERD_SNAPSHOTTER");
+            if let Some(value) = variable {
+                load.env("CONTAINERD_SNAPSHOTTER", value);
+            }
+            if let Some(name) = flag {
+                load.args(["--snapshotter", name]);
+            }
+            succeed(load.arg(archive(host, &image)?))?;
+            for snapshotter in [NIX, OVERLAYFS] {
+                let rows = containerd.snapshots(snapshotter)?.list(&[])?;
+                ensure!(
+                    rows.is_empty() == (snapshotter != expected),
+                    "{flag:?}, {variable:?}: {rows:?} of {snapshotter}"
+                );
+            }
+            containerd.remove_image(&image)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn what_containerd_has_is_not_even_read() {
     test(|host| {
         let node = Node::start(host)?;

@@ -51,7 +51,8 @@ impl Fixture {
         command.current_dir(self.dir.path()).args(args);
         command
             .env_remove("CONTAINERD_ADDRESS")
-            .env_remove("CONTAINERD_NAMESPACE");
+            .env_remove("CONTAINERD_NAMESPACE")
+            .env_remove("CONTAINERD_SNAPSHOTTER");
         command
     }
 

@@ -52,6 +52,47 @@ fn an_image_is_built_in_each_format() {
 }
 
 #[test]
+fn a_variable_that_is_empty_is_as_none() {
+    let fixture = Fixture::new();
+    let closure = fixture.path("list").display().to_string();
+    let store = fixture.path("store").display().to_string();
+    let build = ["build", "--store-dir", &store, "--closure", &closure];
+    let mut command = fixture.command(&build);
+    let output = command
+        .args(["--ref", "hello", "out.tar"])
+        .env("CONTAINERD_ADDRESS", "")
+        .env("CONTAINERD_NAMESPACE", "")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn flags_are_taken_as_go_takes_them() {
+    let fixture = Fixture::new();
+    let told = |flag| fixture.command(&[flag]).output().unwrap();
+    let [version, again] = ["-V", "-v"].map(told);
+    assert!(version.status.success() && again.status.success());
+    assert_eq!(version.stdout, again.stdout);
+    assert!(version.stdout.starts_with(b"nix2container "));
+
+    // The last of two counts.
+    fixture.built(&[
+        "--closure",
+        "list",
+        "--config",
+        "config.json",
+        "--ref",
+        "one",
+        "--ref",
+        "two",
+        "out.tar",
+    ]);
+    let image = read(&fixture.path("out.tar"));
+    assert_eq!(image.name, "docker.io/library/two:latest");
+}
+
+#[test]
 fn equal_input_gives_equal_bytes_wherever_it_is_built() {
     let fixture = Fixture::new();
     let args = [
