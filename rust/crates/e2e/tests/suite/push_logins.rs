@@ -93,12 +93,23 @@ fn logins_are_found_where_docker_and_podman_keep_them() {
             format!("{address}/a"): right,
         }});
         fs::write(dir.join("config.json"), json.to_string())?;
-        succeed(push(host).env("DOCKER_CONFIG", &dir).arg(&archive))?;
         // What comes first in the order counts.
-        let mut both = push(host);
-        both.env("DOCKER_CONFIG", &dir)
-            .env("REGISTRY_AUTH_FILE", &wrong);
-        says(&run(both.arg(&archive))?.failure()?, &["refused"])
+        let runtime = host.dir().join(unique("runtime"));
+        fs::create_dir_all(runtime.join("containers"))?;
+        fs::copy(&wrong, runtime.join("containers/auth.json"))?;
+        let docker = || {
+            let mut command = push(host);
+            command
+                .env("DOCKER_CONFIG", &dir)
+                .env("XDG_RUNTIME_DIR", &runtime)
+                .arg(&archive);
+            command
+        };
+        succeed(&mut docker())?;
+        let said = run(docker().env("REGISTRY_AUTH_FILE", &wrong))?.failure()?;
+        says(&said, &["refused"])?;
+        let said = run(docker().env_remove("DOCKER_CONFIG"))?.failure()?;
+        says(&said, &["refused"])
     });
 }
 

@@ -148,9 +148,25 @@ mod tests {
         };
         assert_eq!(args.r#ref.unwrap().to_string(), "localhost:5000/a:latest");
         assert_eq!(args.archives.len(), 2);
+        for (flag, plain_http) in [
+            (&["--plain-http"][..], true),
+            (&["--plain-http=true"], true),
+            (&["--plain-http=T"], true),
+            (&["--plain-http=1"], true),
+            (&["--plain-http=false"], false),
+            (&["--plain-http=0"], false),
+            (&[], false),
+        ] {
+            let Command::Push(args) = parse(&[flag, &["x.tar"]].concat()).unwrap().command else {
+                panic!("not push");
+            };
+            assert_eq!(args.registry.plain_http, plain_http, "{flag:?}");
+            assert_eq!(args.archives.len(), 1, "{flag:?}");
+        }
         for flags in [
             &[][..],
             &["--ref", "A", "x"],
+            &["--plain-http=maybe", "x"],
             &["--check-cache", "file:///c", "x"],
             &["--timeout", "0", "x"],
         ] {

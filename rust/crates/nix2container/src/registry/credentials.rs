@@ -91,11 +91,11 @@ pub(crate) fn find(domain: &str, repository: &str) -> anyhow::Result<Option<Logi
 /// The files in their order. `variable` looks into the environment.
 fn files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
-    let docker = set("DOCKER_CONFIG").map(|dir| dir.join("config.json"));
     [
         set("REGISTRY_AUTH_FILE"),
+        // What a user has named comes before the places where programs look by themselves.
+        set("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
         set("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
-        docker,
         set("HOME").map(|dir| dir.join(".docker/config.json")),
     ]
     .into_iter()
@@ -351,8 +351,8 @@ mod tests {
             files(variable),
             [
                 "/a",
-                "/run/containers/auth.json",
                 "/d/config.json",
+                "/run/containers/auth.json",
                 "/h/.docker/config.json"
             ]
             .map(PathBuf::from)

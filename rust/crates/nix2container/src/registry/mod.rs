@@ -23,7 +23,7 @@ use std::{
 use answer::{Answer, Failure, Place, explain};
 use anyhow::anyhow;
 use auth::{Challenge, TokenRequest};
-use clap::Args;
+use clap::{ArgAction, Args, builder::BoolishValueParser};
 use credentials::{Login, Secret};
 use nix_image::{Descriptor, Digest, Reference};
 use reqwest::{
@@ -40,8 +40,19 @@ const CONTENT_DIGEST: &str = "docker-content-digest";
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RegistryArgs {
     /// Speak to the registry without encryption.
-    #[arg(long)]
-    plain_http: bool,
+    // `=true` and `=false` are as in the Go project, where a flag can be given its value.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub(crate) plain_http: bool,
     /// Trust the certificates in this PEM file, too.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
