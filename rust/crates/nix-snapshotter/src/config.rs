@@ -197,10 +197,32 @@ impl Config {
             file: file.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|error| Error::Parse {
+        let config: Self = toml::from_str(&text).map_err(|error| Error::Parse {
             file: file.to_owned(),
             message: error.to_string().trim_end().to_owned(),
-        })
+        })?;
+        Ok(config.without_empty_paths())
+    }
+
+    /// With the defaults in place of paths that are empty, as the Go project reads them: a template
+    /// may write every key, whether it has a value or not.
+    fn without_empty_paths(mut self) -> Self {
+        let defaults = Self::default();
+        let is_empty = |path: &Path| path.as_os_str().is_empty();
+        for (path, default) in [
+            (&mut self.address, defaults.address),
+            (&mut self.root, defaults.root),
+            (
+                &mut self.image_service.containerd_address,
+                defaults.image_service.containerd_address,
+            ),
+        ] {
+            if is_empty(path) {
+                *path = default;
+            }
+        }
+        self.external_builder = self.external_builder.filter(|path| !is_empty(path));
+        self
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -325,6 +347,21 @@ mod tests {
             config.image_service.containerd_address,
             Path::new("/run/c.sock")
         );
+    }
+
+    #[test]
+    fn a_path_that_is_empty_is_the_default() {
+        let config = load(
+            r#"
+            address = ""
+            root = ""
+            external_builder = ""
+            [image_service]
+            containerd_address = ""
+            "#,
+            Overrides::default(),
+        );
+        assert_eq!(config.unwrap(), Config::default());
     }
 
     #[test]

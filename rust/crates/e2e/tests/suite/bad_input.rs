@@ -159,6 +159,22 @@ fn a_valid_configuration_is_called_valid() {
 }
 
 #[test]
+fn what_is_empty_is_as_if_it_were_not_there() {
+    test(|host| {
+        let variables = ["CONFIG", "ADDRESS", "ROOT", "LOG_LEVEL", "LOG_FORMAT"];
+        let config = Config::new(host, "daemon").line("external_builder = \"\"");
+        let config = variables.iter().fold(config, |config, name| {
+            config.environment(&format!("NIX_SNAPSHOTTER_{name}"), "")
+        });
+        let daemon = Daemon::start(&config)?;
+        let object = Store::new(host)?.build("object", "echo content > $out", &[])?;
+        let labels = [(&*label(), object.path())];
+        ensure!(daemon.snapshots()?.prepare("container", "", &labels)?.len() == 2);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_root_that_cannot_be_written_is_named() {
     test(|host| {
         let dir = host.dir().join("read-only");
@@ -341,6 +357,36 @@ fn a_builder_that_provides_nothing_is_found_out() {
         let empty = Empty::start(&Config::new(host, "daemon").builder("exit 0")?)?;
         let words = ["daemon/builder", NOBODYS];
         empty.refuses(&label(), NOBODYS, Code::FailedPrecondition, &words)
+    });
+}
+
+/// A path of a store that Nix does not have, as a builder makes it that brings files by itself.
+#[test]
+fn a_builder_that_makes_another_link_or_none_past_nix_is_found_out() {
+    test(|host| {
+        let store_dir = host.dir().join("store");
+        fs::create_dir(&store_dir)?;
+        let path = store_dir.join("8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-brought");
+        let path = path.display().to_string();
+        for (name, script, words) in [
+            ("none", "", ["not made the link", "`nix-store` failed"]),
+            (
+                "other",
+                "; ln -s /elsewhere \"$1\"",
+                ["\"/elsewhere\"", "GC root"],
+            ),
+        ] {
+            let config = Config::new(host, name)
+                .line(format!("store_dir = {store_dir:?}"))
+                .builder(&format!("echo x > \"$2\"{script}"))?;
+            let empty = Empty::start(&config)?;
+            let program = format!("{name}/builder");
+            let roots = config.root().join("gcroots").display().to_string();
+            let words = [&*program, &path, &roots, words[0], words[1]];
+            empty.refuses(&label(), &path, Code::FailedPrecondition, &words)?;
+            empty.refuses(NIX_CLOSURE, &path, Code::FailedPrecondition, &words)?;
+        }
+        Ok(())
     });
 }
 
