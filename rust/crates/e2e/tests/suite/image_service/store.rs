@@ -118,7 +118,6 @@ fn who_goes_away_takes_nothing_from_who_waits_for_the_same() {
         let archive = &away(host, &cache, &closure)?[0];
         let cluster = start(host, &cache)?;
         let (images, image) = (&cluster.images, &*image(archive));
-        cache.take_requests(Part::Nars);
         let slow = Fault::Slow {
             bytes_per_second: 1_000_000,
         };
@@ -149,7 +148,6 @@ fn nothing_is_fetched_for_a_containerd_that_cannot_be_reached() {
         let archive = &away(host, &cache, &closure)?[0];
         let cluster = start(host, &cache)?;
         cluster.node.containerd.stop();
-        cache.take_requests(Part::Nars);
         let pulled = cluster.images.pull(&image(archive));
         let status = pulled.err().context("a pull")?;
         ensure!(status.code() == Code::Unavailable, "{status:?}");
