@@ -1,5 +1,5 @@
-# The reference of all options, docs/configuration.md, from their declarations: its `text`, and the `examples` in it that
-# are Nix, by the names of the options.
+# The reference of all options, docs/configuration.md, from their declarations: its `text`, the `examples` in it that are
+# Nix, by the names of the options, and the names of options without an example.
 { lib, pkgs }:
 let
   # Options are collected without those of nixpkgs: what their modules declare is not evaluated.
@@ -49,6 +49,9 @@ let
   rootless = prefix: within prefix (lib.filter isRootless nixos);
 in
 {
+  # Those that do not show what a value looks like.
+  bare = map (option: option.name) (lib.filter (option: !(option ? example)) nixos);
+
   examples = lib.listToAttrs (map
     (option: lib.nameValuePair option.name option.example.text)
     (lib.filter (option: option ? example.text) nixos));

@@ -8,45 +8,32 @@ let
 
   k3s = import ./k3s.nix { inherit lib pkgs; };
   mountPrograms = import ./nix-snapshotter/mount-programs.nix { inherit lib pkgs; };
+  checkIds = import ./containerd/subordinate-ids.nix { inherit pkgs; };
   embeddedNix = cfg.snapshotter == "nix";
   name = if embeddedNix then daemon.snapshotterName else cfg.snapshotter;
 
   # Seen from within the namespaces as /run/k3s/containerd, and the one directory there that the user sees too.
   socket = "/run/k3s/containerd/nix-snapshotter/nix-snapshotter.sock";
-  directory = "$HOME/.rancher/k3s/agent/etc/containerd";
-  files = k3s.containerdFiles {
-    inherit (cfg.package) version;
-    inherit directory name;
-    inherit (daemon.settings) address;
-    # kubelet looks at the file system of k3s' own directory, which is that of the snapshots too.
-    root = "/var/lib/kubelet";
-  };
 
-  configure = pkgs.writeShellApplication {
-    name = "k3s-configure-containerd";
-    runtimeInputs = [ pkgs.coreutils pkgs.gnused ];
-    # The template of an older k3s names the directory.
-    text = lib.concatStrings (lib.mapAttrsToList
-      (file: source: ''
-        mkdir --parents "$(dirname "${directory}/${file}")"
-        sed "s|[$]HOME|$HOME|g" ${source} >"${directory}/${file}"
-      '')
-      files);
-  };
-
+  # k3s has a namespace of processes too. Not even a program that enters it would be in it, only those that this starts,
+  # and systemd could end neither with the other.
   nsenter = pkgs.writeShellApplication {
     name = "k3s-nsenter";
-    runtimeInputs = [ pkgs.coreutils pkgs.util-linux ];
+    runtimeInputs = [ pkgs.coreutils pkgs.gnugrep pkgs.util-linux ];
     text = ''
       child=$HOME/.rancher/k3s/rootless/child_pid
-      # k3s tells nobody when its namespaces are there.
+      # k3s tells nobody when its namespaces are there. The last mount that it makes is the directory of containerd's
+      # sockets: whoever comes earlier has theirs below it, where nobody finds it (k3s, pkg/rootless/mounts.go).
       for ((tries = 0; tries < 600; tries++)); do
-        if [ -s "$child" ] && [ -d "/proc/$(<"$child")" ]; then
-          exec nsenter --no-fork --preserve-credentials --user --mount --net --target "$(<"$child")" -- "$@"
+        if [ -s "$child" ]; then
+          pid=$(<"$child")
+          if grep --quiet '/k3s/containerd /run/k3s/containerd ' "/proc/$pid/mountinfo" 2>/dev/null; then
+            exec nsenter --no-fork --preserve-credentials --user --mount --net --target "$pid" -- "$@"
+          fi
         fi
         sleep 0.1
       done
-      echo "$child names no running process: start k3s.service" >&2
+      echo "$child names no process of a k3s that has made its mounts: start k3s.service" >&2
       exit 1
     '';
   };
@@ -56,7 +43,7 @@ in
     k3s.options { kubeConfig = "{file}`~/.kube/k3s.yaml`"; } // {
       enable = lib.mkEnableOption "k3s as a service of each user";
 
-      package = lib.mkPackageOption pkgs "k3s" { };
+      package = lib.mkPackageOption pkgs "k3s" { example = "pkgs.k3s_1_34"; };
 
       extraFlags = mkOption {
         type = types.listOf types.str;
@@ -68,26 +55,29 @@ in
       path = mkOption {
         type = types.listOf (types.either types.package types.path);
         default = [ ];
+        example = lib.literalExpression "[ pkgs.nerdctl ]";
         description = "What k3s finds on its PATH, besides what it needs itself.";
       };
 
       environmentFile = mkOption {
         type = types.nullOr types.path;
         default = null;
+        example = "/etc/k3s/environment";
         description = "A file of variables for k3s, as {manpage}`systemd.exec(5)` describes for `EnvironmentFile`.";
       };
 
       configPath = mkOption {
         type = types.nullOr types.path;
         default = null;
+        example = "/etc/k3s/config.yaml";
         description = "A YAML file with the configuration of k3s.";
       };
 
       nsenter = mkOption {
         type = types.package;
-        readOnly = true;
         default = nsenter;
         defaultText = lib.literalExpression "a program";
+        example = lib.literalExpression ''pkgs.writeShellScriptBin "k3s-nsenter" "exec …"'';
         description = "A package with the program {command}`k3s-nsenter`, which runs a command in the namespaces of k3s.";
       };
     };
@@ -95,7 +85,8 @@ in
   config = lib.mkIf cfg.enable (lib.mkMerge [
     {
       services.k3s.rootless = {
-        extraFlags = [ "--snapshotter=${name}" ];
+        # k3s' own default may be another one in a file of configuration.
+        extraFlags = lib.optional (cfg.snapshotter != "overlayfs") "--snapshotter=${name}";
         path = [ pkgs.slirp4netns ] ++ lib.optional (cfg.snapshotter == "fuse-overlayfs") pkgs.fuse-overlayfs;
       };
 
@@ -103,27 +94,47 @@ in
         units.k3s = {
           description = "k3s, a Kubernetes (rootless)";
           wantedBy = [ "default.target" ];
+          # When it comes back after a failure, so does the daemon, which has ended with it.
+          wants = lib.optional embeddedNix "nix-snapshotter.service";
           # newuidmap and newgidmap are setuid: of NixOS, or of another distribution.
           path = cfg.path ++ [ "/run/wrappers" "/usr" ];
-          unit.ConditionUser = "!root";
+          unit.ConditionUser = "!@system";
           service = {
             Type = "simple";
+            ExecStartPre = [
+              "${checkIds}/bin/check-subordinate-ids"
+              # What an earlier configuration has put there would outlive it.
+              (k3s.configureCommand {
+                inherit (cfg.package) version;
+                directory = "%h/.rancher/k3s/agent/etc/containerd";
+                settings = if !embeddedNix then null else {
+                  inherit name;
+                  inherit (daemon.settings) address;
+                  # kubelet looks at the file system of k3s' own directory, which is that of the snapshots too.
+                  root = "/var/lib/kubelet";
+                  # A user namespace maps no mounts of file systems that are not its own.
+                  idMappedMounts = false;
+                  hasOverlayfs = daemon.settings.overlay == "kernel";
+                };
+              })
+            ];
             ExecStart = lib.concatStringsSep " " (
               [ "${cfg.package}/bin/k3s" "server" "--rootless" ]
                 ++ lib.optional (cfg.configPath != null) "--config=${cfg.configPath}"
                 ++ cfg.extraFlags
             );
             Restart = "always";
-            RestartSec = 2;
+            RestartSec = 5;
             Delegate = true;
             # Containers are in its namespaces, and go with them.
             KillMode = "mixed";
             LimitNOFILE = "infinity";
             TasksMax = "infinity";
-          }
-          // lib.optionalAttrs embeddedNix { ExecStartPre = "${configure}/bin/k3s-configure-containerd"; }
-          // lib.optionalAttrs (cfg.environmentFile != null) { EnvironmentFile = cfg.environmentFile; };
+          } // lib.optionalAttrs (cfg.environmentFile != null) { EnvironmentFile = cfg.environmentFile; };
         };
+
+        # For kubectl, crictl, ctr and k3s-nsenter.
+        packages = [ cfg.package cfg.nsenter ];
 
         variables =
           lib.optionalAttrs cfg.setEmbeddedContainerd
@@ -158,8 +169,10 @@ in
         k3s.checks
           {
             prefix = "services.k3s.rootless";
+            daemon = "services.nix-snapshotter.rootless";
             inherit (cfg) package;
             inherit name;
+            instead = "";
           }
         ++ [
           {

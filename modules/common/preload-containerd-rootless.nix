@@ -3,32 +3,31 @@
 let
   cfg = config.services.preload-containerd.rootless;
   daemon = config.services.nix-snapshotter.rootless;
+  containerd = config.virtualisation.containerd.rootless;
   preload = import ./preload.nix { inherit lib; };
-  k3s = config.services.k3s.rootless.enable;
+  k3s = config.services.k3s.rootless;
 in
 {
   options.services.preload-containerd.rootless = preload.options {
     address =
-      if k3s then "$XDG_RUNTIME_DIR/k3s/containerd/containerd.sock" else "$XDG_RUNTIME_DIR/containerd/containerd.sock";
+      if k3s.enable then "$XDG_RUNTIME_DIR/k3s/containerd/containerd.sock" else "$XDG_RUNTIME_DIR/containerd/containerd.sock";
     addressText = "that of the user's containerd, or of the user's k3s";
+    addressExample = "$XDG_RUNTIME_DIR/containerd/containerd.sock";
   };
 
   config = lib.mkIf (preload.isNeeded cfg) {
-    services.nix-snapshotter.userServices.units.preload-containerd = { unit.ConditionUser = "!root"; } // preload.unit {
+    services.nix-snapshotter.userServices.units.preload-containerd = { unit.ConditionUser = "!@system"; } // preload.unit {
       inherit daemon;
       inherit (cfg) targets;
-      containerd = if k3s then "k3s.service" else "containerd.service";
+      containerd = if k3s.enable then "k3s.service" else "containerd.service";
       wantedBy = [ "default.target" ];
     };
 
-    assertions = [
-      {
-        assertion = config.virtualisation.containerd.rootless.enable || k3s;
-        message = ''
-          services.preload-containerd.rootless.enable is set, but neither virtualisation.containerd.rootless.enable nor
-          services.k3s.rootless.enable: there is no containerd to load images into.
-        '';
-      }
-    ];
+    assertions = preload.checks {
+      inherit (cfg) targets;
+      option = "services.preload-containerd.rootless.targets";
+      isIntegrated = containerd.enable && containerd.nixSnapshotterIntegration || k3s.enable && k3s.snapshotter == "nix";
+      ways = "virtualisation.containerd.rootless.{enable,nixSnapshotterIntegration} = true, or services.k3s.rootless.snapshotter = \"nix\" with services.k3s.rootless.enable = true";
+    };
   };
 }

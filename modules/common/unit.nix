@@ -2,6 +2,7 @@
 #
 #   description, wantedBy             as NixOS has them
 #   after, before, wants, bindsTo …   lists of units
+#   restartIfChanged                  false for a service that outlives a change of its unit
 #   unit                              further directives of [Unit]
 #   path, environment                 packages on the PATH, and variables
 #   service                           directives of [Service]
@@ -24,21 +25,22 @@ in
     };
 
   # A value of `systemd.user.services` of Home Manager.
-  toHomeManager = unit:
+  toHomeManager = pkgs: unit:
     let
-      environment =
-        lib.optionalAttrs (unit ? path) { PATH = lib.makeBinPath unit.path; } // unit.environment or { };
+      # NixOS puts the latter on the PATH of every service.
+      path = unit.path or [ ] ++ [ pkgs.coreutils pkgs.findutils pkgs.gnugrep pkgs.gnused pkgs.systemd ];
+      environment = { PATH = lib.makeBinPath path; } // unit.environment or { };
     in
     {
       Unit =
         { Description = unit.description; }
         // lib.mapAttrs' (name: directive: lib.nameValuePair directive unit.${name})
           (lib.filterAttrs (name: _: unit ? ${name}) relations)
+        // lib.optionalAttrs (!unit.restartIfChanged or true) { X-SwitchMethod = "keep-old"; }
         // unit.unit or { };
       Install.WantedBy = unit.wantedBy;
       Service =
-        lib.optionalAttrs (environment != { })
-          { Environment = lib.mapAttrsToList (name: value: "\"${name}=${value}\"") environment; }
+        { Environment = lib.mapAttrsToList (name: value: "\"${name}=${value}\"") environment; }
         // unit.service;
     };
 }

@@ -1,6 +1,7 @@
 {
   imports = [
     ../common/rootless.nix
+    ./removed.nix
     ./user-services.nix
   ];
 }

@@ -13,6 +13,13 @@ let
   # nixpkgs has no option for it.
   package = pkgs.containerd;
   isVersion2 = lib.versionAtLeast package.version "2";
+  file = toString (configFile { inherit package; inherit (cfg) settings; }).file;
+
+  checks = import ../common/containerd/checks.nix { inherit lib; } {
+    inherit cfg file package;
+    prefix = "virtualisation.containerd";
+    daemon = "services.nix-snapshotter";
+  };
 
   cniPluginsOfK3s = pkgs.buildEnv {
     name = "k3s-cni-plugins";
@@ -34,9 +41,13 @@ in
     {
       systemd.services.containerd.path = cfg.path;
 
-      virtualisation.containerd.settings = settings.runtimes {
-        inherit (cfg) defaultRuntime;
-        cniBinDir = "${pkgs.cni-plugins}/bin";
+      virtualisation.containerd = {
+        settings = settings.runtimes {
+          inherit (cfg) defaultRuntime;
+          cniBinDir = "${pkgs.cni-plugins}/bin";
+        };
+        # nixpkgs makes a file of the same settings, and leaves them where version 2 has them.
+        args.config = lib.mkIf (cfg.nixSnapshotterIntegration || cfg.settings.version != 2) (lib.mkOverride 75 file);
       };
 
       environment.extraInit = export {
@@ -44,6 +55,8 @@ in
         CONTAINERD_NAMESPACE = lib.optionalString (cfg.setNamespace != "default") cfg.setNamespace;
         CONTAINERD_SNAPSHOTTER = cfg.setSnapshotter;
       };
+
+      inherit (checks) assertions warnings;
     }
 
     (lib.mkIf cfg.gVisorIntegration {
@@ -61,7 +74,8 @@ in
 
       services.k3s.moreFlags =
         [ "--container-runtime-endpoint=unix:///run/containerd/containerd.sock" ]
-        ++ lib.optional cfg.nixSnapshotterIntegration "--image-service-endpoint=unix://${daemon.settings.address}";
+        ++ lib.optional (cfg.nixSnapshotterIntegration && daemon.settings.image_service.enable)
+          "--image-service-endpoint=unix://${daemon.settings.address}";
 
       systemd.services.k3s = {
         wants = [ "containerd.service" ];
@@ -83,15 +97,17 @@ in
       virtualisation.containerd = {
         path = mountPrograms daemon;
         setSnapshotter = lib.mkDefault daemon.snapshotterName;
-        # It replaces the file that nixpkgs makes of the same settings in version 2.
-        args.config = lib.mkForce (toString (configFile { inherit package; inherit (cfg) settings; }).file);
         settings = settings.nixSnapshotter {
           name = daemon.snapshotterName;
+          ofCri = lib.mkDefault daemon.snapshotterName;
           inherit (daemon.settings) address root;
           platform = "linux/${pkgs.go.GOARCH}";
           idMappedMounts = isVersion2 && daemon.settings.remap_ids != false;
         };
       };
+
+      # For `nix-snapshotter doctor`.
+      environment.etc."containerd/config.toml".source = cfg.args.config;
 
       # containerd forgets the images of a snapshotter that does not answer when it starts.
       systemd.services.containerd = {
@@ -122,32 +138,13 @@ in
             names another file. Write its content to virtualisation.containerd.settings, or set the integration up there.
           '';
         }
-        {
-          assertion = lib.versionAtLeast package.version "1.7";
-          message = ''
-            pkgs.containerd is ${package.version}: nix-snapshotter needs 1.7 or newer.
-          '';
-        }
-        {
-          # The Go project's tests set it here, where nobody reads it.
-          assertion = !(cfg.settings ? external_builder);
-          message = ''
-            virtualisation.containerd.settings.external_builder is no key of containerd: write it to
-            services.nix-snapshotter.settings.external_builder.
-          '';
-        }
       ];
 
-      warnings =
-        lib.optional (daemon.settings.image_service.containerd_address != cfg.setAddress) ''
-          The image service of nix-snapshotter asks the containerd at ${daemon.settings.image_service.containerd_address}
-          (services.nix-snapshotter.settings.image_service.containerd_address), but CONTAINERD_ADDRESS is ${cfg.setAddress}
-          (virtualisation.containerd.setAddress).
-        ''
-        ++ lib.optional (cfg.defaultRuntime == "runsc" && !cfg.gVisorIntegration) ''
-          virtualisation.containerd.defaultRuntime is runsc, but virtualisation.containerd.gVisorIntegration is not set:
-          pods will not start, unless settings define that runtime.
-        '';
+      warnings = lib.optional (daemon.settings.image_service.containerd_address != cfg.setAddress) ''
+        The image service of nix-snapshotter asks the containerd at ${daemon.settings.image_service.containerd_address}
+        (services.nix-snapshotter.settings.image_service.containerd_address), but CONTAINERD_ADDRESS is ${cfg.setAddress}
+        (virtualisation.containerd.setAddress).
+      '';
     })
   ]);
 }

@@ -15,14 +15,6 @@ let
   embeddedNix = embedded && cfg.snapshotter == "nix";
   name = if cfg.snapshotter == "nix" then daemon.snapshotterName else cfg.snapshotter;
 
-  directory = "/var/lib/rancher/k3s/agent/etc/containerd";
-  files = k3s.containerdFiles {
-    inherit (cfg.package) version;
-    inherit directory;
-    name = daemon.snapshotterName;
-    inherit (daemon.settings) address root;
-  };
-
   # Without merging them: a text and a list do not merge, and the error of that names no way out.
   textFlags = lib.filter (definition: builtins.isString definition.value) options.services.k3s.extraFlags.definitionsWithLocations;
 in
@@ -39,7 +31,20 @@ in
 
   config = lib.mkIf cfg.enable (lib.mkMerge [
     {
-      services.k3s.extraFlags = cfg.moreFlags;
+      services.k3s.extraFlags = lib.mkIf (cfg.moreFlags != [ ]) cfg.moreFlags;
+
+      # What an earlier configuration has put there would outlive it.
+      systemd.services.k3s.serviceConfig.ExecStartPre = [
+        (k3s.configureCommand {
+          inherit (cfg.package) version;
+          directory = "/var/lib/rancher/k3s/agent/etc/containerd";
+          settings = if !embeddedNix then null else {
+            name = daemon.snapshotterName;
+            inherit (daemon.settings) address root;
+            idMappedMounts = daemon.settings.remap_ids != false;
+          };
+        })
+      ];
 
       environment.extraInit = export (
         lib.optionalAttrs cfg.setEmbeddedContainerd
@@ -53,7 +58,7 @@ in
 
       assertions = [
         {
-          assertion = textFlags == [ ];
+          assertion = cfg.moreFlags != [ ] -> textFlags == [ ];
           message = ''
             services.k3s.extraFlags is a text in ${lib.concatMapStringsSep ", " (definition: definition.file) textFlags}, and
             these modules add flags of their own, which merge with a list only. Write a list, one flag an entry:
@@ -85,7 +90,8 @@ in
       ];
     }
 
-    (lib.mkIf embedded {
+    # k3s' own default may be another one in a file of configuration.
+    (lib.mkIf (embedded && cfg.snapshotter != "overlayfs") {
       services.k3s.moreFlags = [ "--snapshotter=${name}" ];
     })
 
@@ -99,10 +105,6 @@ in
         settings.image_service.containerd_address = lib.mkDefault "/run/k3s/containerd/containerd.sock";
       };
 
-      systemd.tmpfiles.settings."10-k3s-nix-snapshotter" = lib.mapAttrs'
-        (file: source: lib.nameValuePair "${directory}/${file}" { "L+".argument = toString source; })
-        files;
-
       systemd.services.k3s = {
         path = mountPrograms daemon;
         wants = [ "nix-snapshotter.service" ];
@@ -113,7 +115,11 @@ in
         k3s.checks
           {
             prefix = "services.k3s";
+            daemon = "services.nix-snapshotter";
             inherit (cfg) package;
+            instead = ''
+              , or set virtualisation.containerd.k3sIntegration and virtualisation.containerd.nixSnapshotterIntegration, which
+              give k3s a containerd of its own'';
             name = daemon.snapshotterName;
             # nixpkgs 24.11 has no such option.
             containerdConfigTemplate = cfg.containerdConfigTemplate or null;

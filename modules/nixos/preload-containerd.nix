@@ -3,14 +3,16 @@
 let
   cfg = config.services.preload-containerd;
   daemon = config.services.nix-snapshotter;
+  inherit (config.virtualisation) containerd;
   inherit (import ../common/unit.nix { inherit lib; }) toNixOS;
   preload = import ../common/preload.nix { inherit lib; };
-  k3s = config.services.k3s.enable && !config.virtualisation.containerd.k3sIntegration;
+  k3s = config.services.k3s.enable && !containerd.k3sIntegration;
 in
 {
   options.services.preload-containerd = preload.options {
     address = daemon.settings.image_service.containerd_address;
     addressText = lib.literalExpression "config.services.nix-snapshotter.settings.image_service.containerd_address";
+    addressExample = "/run/k3s/containerd/containerd.sock";
   };
 
   config = lib.mkIf (preload.isNeeded cfg) {
@@ -21,14 +23,11 @@ in
       wantedBy = [ "multi-user.target" ];
     });
 
-    assertions = [
-      {
-        assertion = config.virtualisation.containerd.enable || config.services.k3s.enable;
-        message = ''
-          services.preload-containerd.enable is set, but neither virtualisation.containerd.enable nor services.k3s.enable:
-          there is no containerd to load images into.
-        '';
-      }
-    ];
+    assertions = preload.checks {
+      inherit (cfg) targets;
+      option = "services.preload-containerd.targets";
+      isIntegrated = containerd.enable && containerd.nixSnapshotterIntegration || k3s && config.services.k3s.snapshotter == "nix";
+      ways = "virtualisation.containerd.{enable,nixSnapshotterIntegration} = true, or services.k3s.snapshotter = \"nix\" with services.k3s.enable = true";
+    };
   };
 }

@@ -1,7 +1,14 @@
-# What the main configurations are on a machine: units, the files that they name, and drop-in files of k3s.
+# What the main configurations are on a machine.
 #
 # Gives texts by the paths that they have below tests/golden. A package is written @name@, without its hash and version;
 # so is a file that is made of the configuration, and stands below files/.
+#
+#   system/, user/   units
+#   files/           files and programs that these name
+#   links            files at places that programs know, as lines of `PLACE FILE`
+#   packages         those whose programs users have on their PATH
+#   profile          what a login shell reads
+#   tmpfiles.conf    as tmpfiles.d(5) describes it
 { pkgs, lib ? pkgs.lib, home-manager }:
 let
   evaluate = import ./evaluate.nix { inherit lib pkgs home-manager; };
@@ -9,6 +16,9 @@ let
   daemonFile = import ../../modules/common/nix-snapshotter/config-file.nix { inherit lib pkgs; };
   containerdFile = import ../../modules/common/containerd/config-file.nix { inherit lib pkgs; };
   namespaces = import ../../modules/common/containerd/namespaces.nix { inherit lib pkgs; };
+  checkIds = import ../../modules/common/containerd/subordinate-ids.nix { inherit pkgs; };
+  k3s = import ../../modules/common/k3s.nix { inherit lib pkgs; };
+  export = import ../../modules/common/environment.nix { inherit lib; };
 
   packagesByName = text: lib.concatMapStrings
     (part: if builtins.isString part then part else "@${lib.head part}@")
@@ -46,6 +56,20 @@ let
 
   daemonFiles = cfg: { "nix-snapshotter.toml" = toml (daemonFile cfg).settings; };
 
+  lines = lib.concatMapStrings (line: "${line}\n");
+
+  # Of /etc what is for the daemon's programs, and of all packages those that `candidates` are.
+  shown = { environment, ... }: candidates: {
+    packages = lines (lib.filter (package: lib.elem package environment.systemPackages) candidates);
+    links = lines (lib.mapAttrsToList (name: file: "/etc/${name} ${file.source}")
+      (lib.filterAttrs (name: _: builtins.match "(containerd|nix-snapshotter)/.*" name != null) environment.etc));
+  };
+
+  tmpfiles = settings: lib.concatLists (lib.mapAttrsToList
+    (path: lib.mapAttrsToList
+      (type: rule: toString [ type path rule.mode rule.user rule.group rule.age rule.argument ]))
+    settings);
+
   rootful = {
     virtualisation.containerd = {
       enable = true;
@@ -80,6 +104,7 @@ let
     containerdFiles cfg.settings
     // daemonFiles config.services.nix-snapshotter.rootless
     // {
+      check-subordinate-ids = script checkIds;
       containerd-namespaces = script programs.hold;
       containerd-namespaces-child = script programs.child;
       containerd-namespaces-end = script programs.end;
@@ -90,7 +115,8 @@ let
     rootful =
       let inherit (evaluate.nixos rootful) config units; in
       under "system" (pick [ "containerd.service" "nix-snapshotter.service" "preload-containerd.service" ] units)
-      // under "files" (containerdFiles config.virtualisation.containerd.settings // daemonFiles config.services.nix-snapshotter);
+      // under "files" (containerdFiles config.virtualisation.containerd.settings // daemonFiles config.services.nix-snapshotter)
+      // shown config [ config.services.nix-snapshotter.package pkgs.containerd ];
 
     # What differs from the above.
     external-builder =
@@ -103,12 +129,42 @@ let
       under "system" (pick [ "nix-snapshotter.service" ] units)
       // under "files" (daemonFiles config.services.nix-snapshotter);
 
+    socket-elsewhere =
+      let
+        inherit (evaluate.nixos {
+          imports = [ rootful ];
+          services.nix-snapshotter.settings.address = "/run/containerd/nix-snapshotter.sock";
+        }) config units;
+      in
+      under "system" (pick [ "nix-snapshotter.service" ] units)
+      // under "files" (containerdFiles config.virtualisation.containerd.settings // daemonFiles config.services.nix-snapshotter)
+      // { "tmpfiles.conf" = lines (tmpfiles config.systemd.tmpfiles.settings."10-nix-snapshotter"); };
+
     rootless =
       let inherit (user rootless) config userUnits; in
       under "user"
         (pick [ "containerd-namespaces.service" "containerd.service" "nix-snapshotter.service" "preload-containerd.service" ]
           userUnits)
-      // under "files" (rootlessFiles config);
+      // under "files" (rootlessFiles config)
+      // shown config [
+        config.services.nix-snapshotter.rootless.package
+        config.virtualisation.containerd.rootless.nsenter
+        config.virtualisation.containerd.rootless.package
+      ]
+      // { profile = export config.services.nix-snapshotter.userServices.variables; };
+
+    # What differs from the above.
+    bind-mounts =
+      let
+        inherit (user {
+          imports = [ rootless ];
+          virtualisation.containerd.rootless.bindMounts = {
+            "$HOME/of-containerd".mountPoint = "/var/lib/containerd/within";
+            "$HOME/shown".mountPoint = "$HOME/hidden";
+          };
+        }) config;
+      in
+      under "files" (pick [ "containerd-namespaces-child" ] (rootlessFiles config));
 
     # The files are those of the above.
     home-manager = under "user" (lib.mapAttrs' (name: unit: lib.nameValuePair "${name}.service" (unitText unit))
@@ -125,11 +181,15 @@ let
           };
         }) config units;
         cfg = config.services.nix-snapshotter;
-        inherit (import ../../modules/common/k3s.nix { inherit lib pkgs; }) dropIn;
       in
       under "system" (pick [ "k3s.service" "nix-snapshotter.service" ] units)
       // under "files" (daemonFiles cfg // {
-        "k3s-nix-snapshotter.toml" = toml (dropIn { name = cfg.snapshotterName; inherit (cfg.settings) address root; });
+        "k3s-nix-snapshotter.toml" = toml (k3s.dropIn {
+          name = cfg.snapshotterName;
+          inherit (cfg.settings) address root;
+          idMappedMounts = true;
+        });
+        k3s-configure-containerd = script k3s.configure;
       });
 
     k3s-external =
@@ -153,13 +213,25 @@ let
             enable = true;
             package = k3sOfToday;
             snapshotter = "nix";
+            setEmbeddedContainerd = true;
           };
         }) config userUnits;
+        cfg = config.services.nix-snapshotter.rootless;
       in
       under "user" (pick [ "k3s.service" "nix-snapshotter.service" ] userUnits)
-      // under "files" (daemonFiles config.services.nix-snapshotter.rootless // {
+      // under "files" (daemonFiles cfg // {
+        check-subordinate-ids = script checkIds;
+        "k3s-nix-snapshotter.toml" = toml (k3s.dropIn {
+          name = cfg.snapshotterName;
+          inherit (cfg.settings) address;
+          root = "/var/lib/kubelet";
+          idMappedMounts = false;
+        });
+        k3s-configure-containerd = script k3s.configure;
         k3s-nsenter = script config.services.k3s.rootless.nsenter;
-      });
+      })
+      // shown config [ cfg.package config.services.k3s.rootless.nsenter config.services.k3s.rootless.package ]
+      // { profile = export config.services.nix-snapshotter.userServices.variables; };
   };
 in
 lib.concatMapAttrs

@@ -4,7 +4,7 @@
 let
   inherit (import ./settings.nix { inherit lib; }) toVersion3;
   wanted =
-    if settings.version or 2 == 2 && lib.versionAtLeast package.version "2"
+    if lib.versionAtLeast package.version "2"
     then toVersion3 package.version settings
     else settings;
   file = (pkgs.formats.toml { }).generate "containerd-unchecked.toml" wanted;

@@ -3,18 +3,13 @@
 { lib, pkgs }:
 { bindMounts }:
 let
-  # Commands of packages before those in /run/wrappers, of which only newuidmap and newgidmap are needed: the mount there
-  # is setuid, and refuses in a user namespace. Other distributions have the two in /usr/bin.
-  wrappers = ''
-    export PATH="$PATH:/run/wrappers/bin:/usr/bin:/bin"
-  '';
-
-  # What the namespaces show of the user's directories.
-  mounts = lib.concatStrings (lib.mapAttrsToList
-    (source: { mountPoint, ... }: ''
-      show "${source}" ${lib.escapeShellArg mountPoint}
+  # What the namespaces show of the user's directories. One that lies within another comes after it.
+  mounts = lib.concatMapStrings
+    ({ source, mountPoint }: ''
+      show "${source}" "${mountPoint}"
     '')
-    bindMounts);
+    (lib.sort (a: b: a.mountPoint < b.mountPoint)
+      (lib.mapAttrsToList (source: { mountPoint, ... }: { inherit source mountPoint; }) bindMounts));
 
   # The name of the user namespace, once it is there.
   namespace = "$XDG_RUNTIME_DIR/containerd-namespaces";
@@ -23,11 +18,14 @@ let
     name = "containerd-namespaces-child";
     runtimeInputs = [ pkgs.coreutils pkgs.util-linux pkgs.systemd ];
     text = ''
-      # rootlesskit has put links to everything of the host into /etc, /run and /var/lib. A link goes, to make place for
-      # what is the user's own; what it names stays.
+      # rootlesskit has put links to everything of the host into /etc, /run and /var/lib. Such a link goes, to make place
+      # for what is the user's own; what it names stays, as does everything else.
       show() {
-        local source=$1 point=$2
-        rm --recursive --force "$point"
+        local source=$1 point
+        point=$(realpath --canonicalize-missing --no-symlinks "$2")
+        case ''${point%/*} in
+          /etc | /run | /var/lib) [ ! -L "$point" ] || rm "$point" ;;
+        esac
         mkdir --parents "$source" "$point"
         mount --bind "$source" "$point"
       }
@@ -51,22 +49,11 @@ in
 
   hold = pkgs.writeShellApplication {
     name = "containerd-namespaces";
-    runtimeInputs = [ pkgs.coreutils pkgs.gnugrep pkgs.iproute2 pkgs.rootlesskit pkgs.slirp4netns pkgs.util-linux ];
+    runtimeInputs = [ pkgs.iproute2 pkgs.rootlesskit pkgs.slirp4netns pkgs.util-linux ];
     text = ''
-      ${wrappers}
-      user=$(id --user --name)
-      for file in /etc/subuid /etc/subgid; do
-        if ! grep --quiet --extended-regexp "^($user|$(id --user)):" "$file"; then
-          echo "$file has no range for $user, which rootless containers need: usermod --add-subuids 100000-165535 \
-      --add-subgids 100000-165535 $user, or on NixOS users.users.$user.autoSubUidGidRange = true" >&2
-          exit 1
-        fi
-      done
-      if ! type -P newuidmap >/dev/null; then
-        echo "newuidmap is not there: install the package uidmap or shadow of your distribution" >&2
-        exit 1
-      fi
-
+      # Commands of packages before those in /run/wrappers, of which only newuidmap and newgidmap are needed: the mount
+      # there is setuid, and refuses in a user namespace. Other distributions have the two in /usr/bin.
+      export PATH="$PATH:/run/wrappers/bin:/usr/bin:/bin"
       # The directory is where nerdctl looks for it.
       exec rootlesskit \
         --state-dir="$XDG_RUNTIME_DIR/containerd-rootless" \

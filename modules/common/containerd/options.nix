@@ -1,7 +1,7 @@
 # The options that containerd has as a service of the system and of a user.
 { lib, address }:
 let
-  inherit (lib) mkEnableOption mkOption types;
+  inherit (lib) literalExpression mkEnableOption mkOption types;
 in
 {
   nixSnapshotterIntegration = mkEnableOption ''
@@ -20,12 +20,14 @@ in
   path = mkOption {
     type = types.listOf (types.either types.package types.path);
     default = [ ];
+    example = literalExpression "[ pkgs.criu ]";
     description = "What containerd and its shims find on their PATH, besides what they need themselves.";
   };
 
   setAddress = mkOption {
     type = types.str;
     default = address;
+    example = "/run/k3s/containerd/containerd.sock";
     description = "The value of {env}`CONTAINERD_ADDRESS` in login shells. A shell expands `$NAME` in it.";
   };
 
@@ -39,6 +41,7 @@ in
   setSnapshotter = mkOption {
     type = types.str;
     default = "";
+    example = "nix";
     description = ''
       The value of {env}`CONTAINERD_SNAPSHOTTER` in login shells. Empty, it is not set, and clients use overlayfs.
     '';

@@ -34,20 +34,21 @@ let
     // lib.optionalAttrs (attrs ? sandbox_mode) { sandboxer = attrs.sandbox_mode; };
 in
 {
-  # For a containerd whose snapshotter is `name`. `platform` is that of the machine, as OCI writes it; `idMappedMounts`
-  # whether the daemon maps the ids of containers by their mounts (containerd 2.0).
-  nixSnapshotter = { name, address, root, platform, idMappedMounts }: {
+  # For a containerd whose snapshotter is `name`, and that of the CRI `ofCri`. `platform` is that of the machine, as OCI
+  # writes it; `idMappedMounts` whether the daemon maps the ids of containers by their mounts (containerd 2.0);
+  # `hasOverlayfs` whether containerd's own overlayfs works there.
+  nixSnapshotter = { name, ofCri ? name, address, root, platform, idMappedMounts, hasOverlayfs ? true }: {
     plugins.${cri}.containerd = {
-      snapshotter = lib.mkDefault name;
+      snapshotter = ofCri;
       # Without annotations the snapshotter does not know which store paths a layer is.
       disable_snapshot_annotations = false;
     };
 
-    # `ctr pull` and others through the transfer service, which knows only the snapshotters that are listed.
-    plugins."io.containerd.transfer.v1.local".unpack_config = [
-      { inherit platform; snapshotter = name; }
-      { inherit platform; snapshotter = "overlayfs"; }
-    ];
+    # `ctr pull` and others through the transfer service, which knows only the snapshotters that are listed, and does not
+    # start where one of them does not.
+    plugins."io.containerd.transfer.v1.local".unpack_config = map
+      (snapshotter: { inherit platform snapshotter; })
+      ([ name ] ++ lib.optional hasOverlayfs "overlayfs");
 
     proxy_plugins.${name} = {
       type = "snapshot";
@@ -71,7 +72,7 @@ in
         conf_dir = lib.mkOptionDefault "/etc/cni/net.d";
       };
       containerd = {
-        default_runtime_name = defaultRuntime;
+        default_runtime_name = lib.mkDefault defaultRuntime;
         runtimes.runc.runtime_type = lib.mkOptionDefault "io.containerd.runc.v2";
       };
     };
@@ -80,7 +81,7 @@ in
   gVisor.plugins.${cri}.containerd.runtimes.runsc.runtime_type = "io.containerd.runsc.v1";
 
   # A user who is not root may set neither.
-  rootless.plugins.${cri} = {
+  rootless.plugins.${cri} = lib.mapAttrs (_: lib.mkDefault) {
     disable_apparmor = true;
     disable_cgroup = true;
     restrict_oom_score_adj = true;
@@ -88,7 +89,7 @@ in
 
   # containerd beside a k3s that does not start its own.
   k3s = { cniBinDir }: {
-    plugins.${cri} = {
+    plugins.${cri} = lib.mapAttrsRecursive (_: lib.mkDefault) {
       stream_server_address = "127.0.0.1";
       stream_server_port = "10010";
       enable_selinux = false;
@@ -101,11 +102,17 @@ in
     };
   };
 
-  # The whole of a configuration of version 2 as one of version 3, for a release of containerd.
+  # The whole of a configuration as one of version 3, for a release of containerd. In one of version 3 or later, whoever
+  # adds to it may still have written for version 2.
   toVersion3 = release: settings:
     let
       old = settings.plugins.${cri} or { };
       containerd = old.containerd or { };
+      newContainerd =
+        builtins.removeAttrs containerd imageKeysOfContainerd
+        // lib.optionalAttrs (containerd ? runtimes) {
+          runtimes = lib.mapAttrs (_: renameSandboxMode) containerd.runtimes;
+        };
 
       newImages =
         pick imageKeys old
@@ -118,13 +125,7 @@ in
         // lib.optionalAttrs (old ? cni.bin_dir && lib.versionAtLeast release "2.1") {
           cni = builtins.removeAttrs old.cni [ "bin_dir" ] // { bin_dirs = [ old.cni.bin_dir ]; };
         }
-        // lib.optionalAttrs (containerd != { }) {
-          containerd =
-            builtins.removeAttrs containerd imageKeysOfContainerd
-            // lib.optionalAttrs (containerd ? runtimes) {
-              runtimes = lib.mapAttrs (_: renameSandboxMode) containerd.runtimes;
-            };
-        };
+        // lib.optionalAttrs (newContainerd != { }) { containerd = newContainerd; };
 
       moved = lib.filterAttrs (_: table: table != { }) {
         ${cri} = pick serverKeys old;
@@ -133,7 +134,7 @@ in
       };
     in
     settings // {
-      version = 3;
+      version = lib.max 3 (settings.version or 2);
       # What is written for version 3 already wins.
       plugins = lib.recursiveUpdate moved (builtins.removeAttrs (settings.plugins or { }) [ cri ]);
     };

@@ -1,6 +1,30 @@
-# What the rootful and the rootless daemon both refuse. `prefix` is where their options are.
+# What the rootful and the rootless daemon both refuse.
+#
+#   prefix        where their options are
+#   definitions   what `settings` are made of
+#   containers    directories that other snapshotters have theirs in, and the daemon may have its own
+#   foreign       directories of other snapshotters
 { lib }:
-{ prefix, cfg, foreignRoots }:
+{ prefix, cfg, definitions, containers ? [ ], foreign }:
+let
+  inherit (cfg.settings) root;
+
+  # With a slash at its end, so that what begins with one path is within it.
+  normal = path: lib.concatMapStrings (name: "/${name}") (lib.filter (name: name != "" && name != ".") (lib.splitString "/" path)) + "/";
+  isWithin = outer: path: lib.hasPrefix (normal outer) (normal path);
+
+  # containerd has a directory for each of its parts, io.containerd.TYPE.VERSION.NAME.
+  own = [ "io.containerd.snapshotter.v1.nix" "io.containerd.snapshotter.v1.${cfg.snapshotterName}" ];
+  parts = lib.filter (name: lib.hasPrefix "io.containerd." name && !lib.elem name own) (lib.splitString "/" root);
+  others =
+    lib.filter (isWithin root) containers
+    ++ lib.filter (directory: isWithin root directory || isWithin directory root) foreign
+    ++ parts;
+
+  # Whom `settings` are for besides the daemon, which reads `configFile` instead: containerd, kubelet and the units.
+  forOthers = [ "address" "external_builder" "image_service" "overlay" "remap_ids" "root" ];
+  withoutEffect = lib.subtractLists forOthers (lib.attrNames (lib.zipAttrs (lib.filter builtins.isAttrs definitions)));
+in
 {
   assertions = [
     {
@@ -12,10 +36,11 @@
       '';
     }
     {
-      assertion = !(builtins.elem cfg.settings.root foreignRoots);
+      assertion = root == null || others == [ ];
       message = ''
-        ${prefix}.settings.root is ${toString cfg.settings.root}, where another snapshotter keeps its own. Two
-        snapshotters on one root destroy each other's snapshots: choose a directory of its own.
+        ${prefix}.settings.root is ${toString root}, but ${lib.concatStringsSep " and " others} is where another snapshotter
+        or containerd itself keeps its own. Two snapshotters on one root destroy each other's snapshots: choose a directory
+        of its own.
       '';
     }
     {
@@ -33,9 +58,14 @@
     }
   ];
 
-  warnings = lib.optional (cfg.settings.image_service.snapshotter != cfg.snapshotterName) ''
-    ${prefix}.settings.image_service.snapshotter is ${cfg.settings.image_service.snapshotter}, but containerd knows the
-    snapshotter as ${cfg.snapshotterName} (${prefix}.snapshotterName): images of `nix:0` references will be unpacked for
-    another snapshotter than containers are made with.
-  '';
+  warnings =
+    lib.optional (cfg.settings.image_service.snapshotter != cfg.snapshotterName) ''
+      ${prefix}.settings.image_service.snapshotter is ${cfg.settings.image_service.snapshotter}, but containerd knows the
+      snapshotter as ${cfg.snapshotterName} (${prefix}.snapshotterName): images of `nix:0` references will be unpacked for
+      another snapshotter than containers are made with.
+    ''
+    ++ lib.optional (cfg.configFile != null && withoutEffect != [ ]) ''
+      ${prefix}.settings.{${lib.concatStringsSep "," withoutEffect}} have no effect, because ${prefix}.configFile names
+      another file. Set them there, or leave configFile out.
+    '';
 }

@@ -11,12 +11,14 @@ let
     else pkgs.callPackage ../../../pkgs/nix-snapshotter.nix { };
 in
 {
-  package = lib.mkPackageOption { nix-snapshotter = package; } "nix-snapshotter" { pkgsText = "pkgs"; };
+  package = lib.mkPackageOption { nix-snapshotter = package; } "nix-snapshotter" { pkgsText = "pkgs"; }
+    // { example = literalExpression "pkgs.nix-snapshotter.overrideAttrs { doCheck = false; }"; };
 
   path = mkOption {
     type = types.listOf (types.either types.package types.path);
     default = [ nix ];
     defaultText = literalExpression (if rootless then "[ pkgs.nix ]" else "[ config.nix.package ]");
+    example = literalExpression "[ pkgs.nix pkgs.openssh ]";
     description = ''
       What the daemon finds on its PATH. It needs `nix-store`, and whatever `settings.external_builder` calls by name.
     '';
@@ -38,7 +40,7 @@ in
     default = { };
     example = literalExpression ''
       {
-        socket_group = "containerd";
+        socket_group = "wheel";
         metrics.address = "127.0.0.1:9600";
       }
     '';
@@ -51,6 +53,11 @@ in
   configFile = mkOption {
     type = types.nullOr types.path;
     default = null;
-    description = "A configuration file to use in place of `settings`.";
+    example = "/etc/nix-snapshotter/config.toml";
+    description = ''
+      A configuration file to use in place of `settings`. What others than the daemon are told is still that of `settings`,
+      which therefore has to agree with the file: `address`, `root`, `overlay`, `remap_ids` and `image_service`.${
+        lib.optionalString rootless "\nUnless it is `null` here, `root` wins over the file."}
+    '';
   };
 }

@@ -3,8 +3,8 @@
 { lib, toml, rootless }:
 let
   inherit (lib) literalExpression mkOption types;
-  noted = default: description: mkOption {
-    inherit default description;
+  noted = default: example: description: mkOption {
+    inherit default description example;
     type = if builtins.isBool default then types.bool else types.ints.unsigned;
   };
 in
@@ -15,14 +15,21 @@ types.submodule {
     address = mkOption {
       type = types.str;
       default = "/run/nix-snapshotter/nix-snapshotter.sock";
+      example = "/run/nix-snapshotter/${if rootless then "user" else "system"}.sock";
       description = ''
         The unix socket to serve on: an absolute path of at most 100 bytes, without `unix://`.
-        ${lib.optionalString rootless "It is a path within the namespaces of containerd."}
+        ${if rootless then ''
+          It is a path within the namespaces of containerd, in a directory of its own below {file}`/run`.
+        '' else ''
+          A directory that bears the daemon's name, such as {file}`/run/nix-snapshotter`, comes and goes with it; another
+          one is made when the machine starts, and stays.
+        ''}
       '';
     };
 
     root = mkOption
       {
+        example = if rootless then "/home/alice/snapshots" else "/data/nix-snapshotter";
         description = ''
           Where snapshots, their metadata and their GC roots are kept; one daemon a root. It must lie on a file system
           that can carry the upper directory of an overlay, and `:`, `,` and `\` must not occur in it.
@@ -42,16 +49,20 @@ types.submodule {
     socket_group = mkOption {
       type = types.nullOr types.str;
       default = null;
-      example = "containerd";
-      description = "The group, by name or number, whose members may use the socket. `null` is nobody but its owner.";
+      example = "wheel";
+      description = ''
+        The group, by name or number, whose members may use the socket. It has to be there already. `null` is nobody but the
+        owner.
+      '';
     };
 
-    shutdown_timeout = noted 10 "Seconds that requests in flight get to finish when the daemon is stopped.";
+    shutdown_timeout = noted 10 60 "Seconds that requests in flight get to finish when the daemon is stopped.";
 
     store_dir = mkOption {
       type = types.str;
       default = builtins.storeDir;
       defaultText = literalExpression "builtins.storeDir";
+      example = "/nix/store";
       description = "The store directory of the machine's Nix.";
     };
 
@@ -60,17 +71,21 @@ types.submodule {
       default = null;
       example = literalExpression ''
         pkgs.writeShellScript "external-builder" '''
-          exec ''${lib.getExe pkgs.nix} build --out-link "$1" "$2"
+          exec ''${pkgs.nix}/bin/nix-store --realise "$2" --add-root "$1"
         '''
       '';
       description = ''
         A program that provides store paths in place of `nix-store --realise`. It is called once a path with two
         arguments, a link to make and the store path; afterwards the path must exist, and the link must be a GC root
-        that names it.
+        that names it.${lib.optionalString (!rootless) ''
+
+          It runs within the daemon's unit, for which nearly everything is read-only: it may write to
+          {file}`/var/cache/nix-snapshotter`, {file}`/run/nix-snapshotter`, a {file}`/tmp` of its own and, through nix-daemon,
+          to the store. `systemd.services.nix-snapshotter.serviceConfig.ReadWritePaths` names further places.''}
       '';
     };
 
-    realise_timeout = noted 3600 ''
+    realise_timeout = noted 3600 0 ''
       Seconds that one call of Nix or of the builder may take; `0` is without limit. It is a bound on what hangs, not on
       what is slow.
     '';
@@ -78,14 +93,15 @@ types.submodule {
     max_realisations = mkOption {
       type = types.ints.between 1 65535;
       default = 8;
+      example = 2;
       description = "How many closures may be fetched or built at once.";
     };
 
-    sync_remove = noted false ''
+    sync_remove = noted false true ''
       Delete the directories of a snapshot when containerd removes it, and not only after its next garbage collection.
     '';
 
-    upperdir_label = noted false ''
+    upperdir_label = noted false true ''
       Show the upper directory of each snapshot in the label `containerd.io/snapshot/overlay.upperdir`.
     '';
 
@@ -99,6 +115,7 @@ types.submodule {
     overlay = mkOption {
       type = types.enum [ "kernel" "fuse-overlayfs" ];
       default = "kernel";
+      example = "fuse-overlayfs";
       description = ''
         Who lays the layers over one another. `fuse-overlayfs` is slower, and for machines whose kernel lets nobody mount
         overlays in a user namespace.
@@ -108,6 +125,7 @@ types.submodule {
     remap_ids = mkOption {
       type = types.enum [ "auto" true false ];
       default = "auto";
+      example = false;
       description = ''
         Map the ids of containers in user namespaces by their mounts: where the machine can, always (and refuse to start
         where it cannot), or never.
@@ -117,6 +135,7 @@ types.submodule {
     log_format = mkOption {
       type = types.enum [ "text" "json" ];
       default = "text";
+      example = "json";
       description = "Lines of the log for people, or for programs.";
     };
 
@@ -128,21 +147,23 @@ types.submodule {
     };
 
     image_service = {
-      enable = noted true "Serve the CRI's image service on the same socket, for kubelet.";
+      enable = noted true false "Serve the CRI's image service on the same socket, for kubelet.";
 
       containerd_address = mkOption {
         type = types.str;
         default = "/run/containerd/containerd.sock";
+        example = "/run/k3s/containerd/containerd.sock";
         description = "The socket of containerd: an absolute path, without `unix://`.";
       };
 
       snapshotter = mkOption {
         type = types.str;
         default = "nix";
+        example = "nix-store";
         description = "The name that the daemon has below containerd's `[proxy_plugins]`.";
       };
 
-      count_store_paths = noted false ''
+      count_store_paths = noted false true ''
         Add the sizes of all store paths that are held to what kubelet hears of the disk for images.
       '';
     };

@@ -44,6 +44,10 @@ in
       "the transfer service" = map (entry: entry.snapshotter) plugins."io.containerd.transfer.v1.local".unpack_config
       == [ "nix" "overlayfs" ];
       "clients" = lib.hasInfix ''export CONTAINERD_SNAPSHOTTER="nix"'' (shell result);
+      "what doctor reads is what containerd reads" = toString result.config.environment.etc."containerd/config.toml".source
+      == result.config.virtualisation.containerd.args.config;
+      "and what the daemon reads" = lib.hasSuffix "--config ${result.config.environment.etc."nix-snapshotter/config.toml".source}"
+        result.config.systemd.services.nix-snapshotter.serviceConfig.ExecStart;
     };
 
   "the integration without the daemon" =
@@ -55,6 +59,10 @@ in
       result = integrated { virtualisation.containerd.configFile = "/etc/containerd/config.toml"; };
     in
     checks.refused [ "has no effect" "virtualisation.containerd.settings" ] (result // { warnings = [ ]; });
+
+  "the integration beside another file" =
+    checks.refused [ "virtualisation.containerd.nixSnapshotterIntegration has no effect" "args.config" "/etc/containerd/mine.toml" ]
+      (integrated { virtualisation.containerd.args.config = lib.mkForce "/etc/containerd/mine.toml"; });
 
   "the builder in the wrong place" =
     checks.refused [ "external_builder is no key of containerd" "services.nix-snapshotter.settings.external_builder" ]
@@ -110,7 +118,44 @@ in
 
   "gVisor as the default only" =
     checks.warned [ "defaultRuntime is runsc" "gVisorIntegration" ]
-      (integrated { virtualisation.containerd.defaultRuntime = "runsc"; });
+      (containerd { virtualisation.containerd.defaultRuntime = "runsc"; });
+
+  "gVisor as the default, and defined by oneself" =
+    checks.accepted (containerd {
+      virtualisation.containerd = {
+        defaultRuntime = "runsc";
+        settings.plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runsc.runtime_type = "io.containerd.runsc.v1";
+      };
+    });
+
+  "another default in settings" =
+    let
+      result = containerd {
+        virtualisation.containerd.settings.plugins."io.containerd.grpc.v1.cri".containerd.default_runtime_name = "kata";
+      };
+    in
+    checks.accepted result // {
+      "it wins" = (settings result).plugins."io.containerd.grpc.v1.cri".containerd.default_runtime_name == "kata";
+    };
+
+  "settings in version 3" =
+    let
+      result = containerd {
+        virtualisation.containerd = {
+          gVisorIntegration = true;
+          settings.version = lib.mkForce 3;
+        };
+      };
+      file' = (import ../../../modules/common/containerd/config-file.nix { inherit lib pkgs; } {
+        package = pkgs.containerd;
+        settings = settings result;
+      }).settings;
+    in
+    checks.accepted result // {
+      "our file, for nixpkgs' has the rest in version 2" = lib.hasInfix "-containerd.toml" result.units."containerd.service";
+      "with all that belongs to the CRI" = file'.version == 3 && !(file'.plugins ? "io.containerd.grpc.v1.cri")
+      && file'.plugins."io.containerd.cri.v1.runtime".containerd.runtimes ? runsc;
+    };
 
   "no ids are mapped" =
     let result = integrated { services.nix-snapshotter.settings.remap_ids = false; }; in

@@ -39,7 +39,7 @@ in
     let
       result = daemon {
         settings = {
-          socket_group = "containerd";
+          socket_group = "users";
           metrics.address = "127.0.0.1:9600";
           mount_options = [ "volatile" ];
           # Left to the check at build time.
@@ -49,7 +49,7 @@ in
       inherit (result.config.services.nix-snapshotter) settings;
     in
     checks.accepted result // {
-      "the group" = settings.socket_group == "containerd";
+      "the group" = settings.socket_group == "users";
       "the address" = settings.metrics.address == "127.0.0.1:9600";
       "defaults beside" = settings.image_service.enable && settings.max_realisations == 8;
       "what is not known is kept" = settings.of_a_later_version == 1;
@@ -72,19 +72,70 @@ in
     let
       result = daemon {
         settings = {
-          address = "/run/containers/nix.sock";
+          address = "/run/containerd/nix.sock";
           metrics.address = "unix:///srv/metrics/nix.sock";
         };
       };
     in
     checks.accepted result // {
-      "systemd makes one" = (service result).RuntimeDirectory == [ "containers" ];
-      "the daemon may write to the other" = (service result).ReadWritePaths == [ "/srv/metrics" ];
+      "systemd deletes no directory of others with the daemon" = !(service result ? RuntimeDirectory);
+      "the daemon may write there" = (service result).ReadWritePaths == [ "/run/containerd" "/srv/metrics" ];
+      "which somebody makes" = lib.all
+        (directory: result.config.systemd.tmpfiles.settings."10-nix-snapshotter".${directory} ? d)
+        [ "/run/containerd" "/srv/metrics" ];
     };
+
+  "sockets in a directory of the daemon's own" =
+    let
+      result = daemon {
+        settings = {
+          address = "/run/nix-snapshotter-2/nix.sock";
+          metrics.address = "unix:///run/nix-snapshotter-2/metrics/nix.sock";
+        };
+      };
+    in
+    checks.accepted result // {
+      "systemd makes it" = (service result).RuntimeDirectory == [ "nix-snapshotter-2" "nix-snapshotter-2/metrics" ];
+      "and nobody else" = result.config.systemd.tmpfiles.settings."10-nix-snapshotter" or { } == { };
+    };
+
+  "what /tmp would hide" =
+    checks.refused [ "settings.address is /tmp/nix.sock" "root is /var/tmp/nix" "below /run" "below /var/lib" ]
+      (daemon { settings = { address = "/tmp/nix.sock"; root = "/var/tmp/nix"; }; });
+
+  "a group that is not there" =
+    checks.refused [ "services.nix-snapshotter.settings.socket_group is containerd" "users.groups.containerd = { }" ]
+      (daemon { settings.socket_group = "containerd"; });
+
+  "a group by its number" = checks.accepted (daemon { settings.socket_group = "1234"; });
 
   "the root of another snapshotter" =
     checks.refused [ "services.nix-snapshotter.settings.root" "io.containerd.snapshotter.v1.overlayfs" "directory of its own" ]
       (daemon { settings.root = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"; });
+
+  "a directory below it" =
+    checks.refused [ "services.nix-snapshotter.settings.root" "io.containerd.snapshotter.v1.stargz" "directory of its own" ]
+      (daemon { settings.root = "/var/lib/rancher/k3s/agent/containerd/io.containerd.snapshotter.v1.stargz/nix"; });
+
+  "the root of k3s' own nix-snapshotter" =
+    checks.refused [ "services.nix-snapshotter.settings.root" "k3s/agent/containerd/io.containerd.snapshotter.v1.nix" ]
+      (daemon { settings.root = "/var/lib/rancher/k3s/agent/containerd/io.containerd.snapshotter.v1.nix/"; });
+
+  "a directory with all of containerd in it" =
+    checks.refused [ "services.nix-snapshotter.settings.root is /data" "but /data/containerd is" ]
+      (evaluate.nixos {
+        services.nix-snapshotter = {
+          enable = true;
+          settings.root = "/data";
+        };
+        virtualisation.containerd.settings.root = "/data/containerd";
+      });
+
+  "a directory beside others of containerd" =
+    checks.accepted (daemon {
+      snapshotterName = "store";
+      settings.root = "/var/lib/containerd/io.containerd.snapshotter.v1.store";
+    });
 
   "an address with a scheme" =
     checks.refused [ "services.nix-snapshotter.settings.address" "without `unix://`" ]
@@ -107,7 +158,7 @@ in
 
   "an external builder" =
     let
-      builder = pkgs.writeShellScript "builder" ''exec nix build --out-link "$1" "$2"'';
+      builder = pkgs.writeShellScript "builder" ''exec nix-store --realise "$2" --add-root "$1"'';
       result = daemon { settings.external_builder = builder; };
     in
     checks.accepted result // {
@@ -127,6 +178,21 @@ in
       "its root is not known" = !(service result ? ProtectSystem) && !(service result ? StateDirectory);
       "it is used as it is" = lib.hasSuffix "--config /etc/nix-snapshotter/config.toml" (service result).ExecStart;
     };
+
+  "keys beside it" =
+    let
+      result = daemon {
+        configFile = "/etc/nix-snapshotter/config.toml";
+        settings = {
+          address = "/run/nix-snapshotter/other.sock";
+          sync_remove = true;
+          metrics.address = "127.0.0.1:9600";
+        };
+      };
+    in
+    checks.warned [ "settings.{metrics,sync_remove} have no effect" "services.nix-snapshotter.configFile" ] result;
+
+  "time to stop" = checks.lines [ "TimeoutStopSec=150" ] (unit (daemon { settings.shutdown_timeout = 120; }));
 
   "the package of the Go project" =
     checks.refused [ "services.nix-snapshotter.package" "Go project" "overlays.default" ]

@@ -25,15 +25,32 @@ let
 
   start = result: result.config.systemd.services.k3s.serviceConfig.ExecStart;
   has = result: flag: lib.hasInfix flag (start result);
-  files = result: lib.attrNames (result.config.systemd.tmpfiles.settings."10-k3s-nix-snapshotter" or { });
+  # What it is called with before k3s starts: a directory and, where nix-snapshotter is to be known there, a file.
+  configured = result: builtins.tail (lib.splitString " " (lib.findFirst (lib.hasInfix "k3s-configure-containerd") ""
+    (lib.toList result.config.systemd.services.k3s.serviceConfig.ExecStartPre)));
   directory = "/var/lib/rancher/k3s/agent/etc/containerd";
+  inherit (import ../../../modules/common/k3s.nix { inherit lib pkgs; }) dropIn;
 in
 {
   "k3s by itself" =
     let result = k3s { }; in
     checks.accepted result // {
-      "its own snapshotter" = has result "--snapshotter=overlayfs";
+      "its own snapshotter, whatever its own configuration says" = !(has result "--snapshotter");
       "no daemon" = !(result.units ? "nix-snapshotter.service");
+      "what an earlier configuration has put there goes" = configured result == [ directory ];
+    };
+
+  "k3s by itself, with flags as a text" =
+    let result = k3s { services.k3s.extraFlags = "--disable=traefik --debug"; }; in
+    checks.accepted result // {
+      "they stay as they are" = has result "--disable=traefik --debug";
+    };
+
+  "k3s with another snapshotter of its own" =
+    let result = k3s { services.k3s.snapshotter = "stargz"; }; in
+    checks.accepted result // {
+      "it is told" = has result "--snapshotter=stargz";
+      "and nothing of nix-snapshotter" = configured result == [ directory ];
     };
 
   "k3s with its own containerd" =
@@ -45,7 +62,7 @@ in
       "before k3s" = lib.elem "nix-snapshotter.service" result.config.systemd.services.k3s.after;
       "and asks k3s' containerd" =
         result.config.services.nix-snapshotter.settings.image_service.containerd_address == "/run/k3s/containerd/containerd.sock";
-      "a drop-in file and no template" = files result == [ "${directory}/config-v3.toml.d/nix-snapshotter.toml" ];
+      "a drop-in file and no template" = lib.head (configured result) == directory && builtins.length (configured result) == 2;
       "KUBECONFIG" = lib.hasInfix ''export KUBECONFIG="/etc/rancher/k3s/k3s.yaml"'' result.config.environment.extraInit;
       "clients" = lib.hasInfix ''export CONTAINERD_SNAPSHOTTER="nix-snapshotter"'' result.config.environment.extraInit;
     };
@@ -53,10 +70,20 @@ in
   "k3s before it read drop-in files" =
     let result = embedded { services.k3s.package = of "1.33.4+k3s1"; }; in
     checks.accepted result // {
-      "the template imports it" = files result == [
-        "${directory}/config-v3.toml.d/nix-snapshotter.toml"
-        "${directory}/config-v3.toml.tmpl"
-      ];
+      "a template imports it" = lib.last (configured result) == "template";
+    };
+
+  "the drop-in file of k3s" =
+    let
+      file = dropIn { name = "store"; address = "/run/s.sock"; root = "/data"; idMappedMounts = true; };
+    in
+    {
+      "the CRI" = file.plugins."io.containerd.cri.v1.images" == { snapshotter = "store"; disable_snapshot_annotations = false; };
+      "the transfer service, for ctr pull" = map (entry: entry.snapshotter) file.plugins."io.containerd.transfer.v1.local".unpack_config
+      == [ "store" "overlayfs" ];
+      "pods in user namespaces" = file.proxy_plugins.store.capabilities == [ "remap-ids" "only-remap-ids" ];
+      "nothing else, which k3s would write differently" = lib.attrNames file.plugins
+      == [ "io.containerd.cri.v1.images" "io.containerd.transfer.v1.local" ];
     };
 
   "k3s with containerd 1.7" =
@@ -78,10 +105,32 @@ in
       "kubelet asks the daemon" = has result "--image-service-endpoint=unix:///run/nix-snapshotter/nix-snapshotter.sock";
       "no snapshotter of an embedded one" = !(has result "--snapshotter");
       "after it" = lib.elem "containerd.service" result.config.systemd.services.k3s.after;
-      "no file for an embedded one" = files result == [ ];
+      "no file for an embedded one" = configured result == [ directory ];
       "the namespace of Kubernetes" = lib.hasInfix ''export CONTAINERD_NAMESPACE="k8s.io"'' result.config.environment.extraInit;
       "the network of k3s" = result.config.virtualisation.containerd.settings.plugins."io.containerd.grpc.v1.cri".cni.conf_dir
       == "/var/lib/rancher/k3s/agent/etc/cni/net.d/";
+    };
+
+  "k3s with another containerd, whose images kubelet asks itself" =
+    let result = external { services.nix-snapshotter.settings.image_service.enable = false; }; in
+    checks.accepted result // {
+      "no service that nobody serves" = !(has result "--image-service-endpoint");
+    };
+
+  "k3s with another containerd, and settings of one's own" =
+    let
+      result = external {
+        virtualisation.containerd.settings.plugins."io.containerd.grpc.v1.cri" = {
+          stream_server_port = "10011";
+          cni.conf_dir = "/etc/cni/net.d";
+          containerd.default_runtime_name = "kata";
+        };
+      };
+      cri = result.config.virtualisation.containerd.settings.plugins."io.containerd.grpc.v1.cri";
+    in
+    checks.accepted result // {
+      "they win" = cri.stream_server_port == "10011" && cri.cni.conf_dir == "/etc/cni/net.d"
+      && cri.containerd.default_runtime_name == "kata";
     };
 
   "k3s with both" =
@@ -119,6 +168,12 @@ in
     let result = embedded { services.k3s.extraFlags = [ "--disable=traefik" ]; services.k3s.moreFlags = [ "--debug" ]; }; in
     checks.accepted result // {
       "all are there" = has result "--disable=traefik" && has result "--debug" && has result "--snapshotter=nix-snapshotter";
+    };
+
+  "the rest of what starts k3s" =
+    let result = embedded { systemd.services.k3s.serviceConfig.ExecStartPre = [ "/bin/true" ]; }; in
+    checks.accepted result // {
+      "stays" = lib.elem "/bin/true" result.config.systemd.services.k3s.serviceConfig.ExecStartPre;
     };
 
   "flags as a text" =

@@ -62,6 +62,41 @@ in
     };
 
   "no containerd" =
-    checks.refused [ "services.preload-containerd.enable" "virtualisation.containerd.enable" "services.k3s.enable" ]
+    checks.refused [ "services.preload-containerd.targets" "virtualisation.containerd.{enable,nixSnapshotterIntegration}" "services.k3s" ]
       (preload [{ archives = [ pkgs.hello ]; }] { });
+
+  "a containerd without nix-snapshotter" =
+    checks.refused [ "services.preload-containerd.targets" "nixSnapshotterIntegration" ]
+      (preload [{ archives = [ pkgs.hello ]; }] { virtualisation.containerd.enable = true; });
+
+  "a k3s without nix-snapshotter" =
+    checks.refused [ "services.preload-containerd.targets" "services.k3s.snapshotter = \"nix\"" ]
+      (preload [{ archives = [ pkgs.hello ]; }] { services.k3s = { enable = true; package = pkgs.k3s // { version = "1.35.4+k3s1"; }; }; });
+
+  "an archive beside the configuration" =
+    let command = toString (unit (preload [{ archives = [ ./preload.nix ]; }] containerd)).serviceConfig.ExecStart; in
+    {
+      "is a part of the system" = lib.hasSuffix "-preload.nix" command && lib.hasInfix " ${builtins.storeDir}/" command
+        && builtins.getContext (builtins.substring 0 0 command) != { };
+    };
+
+  "names that systemd would read otherwise" =
+    let
+      result = preload
+        [{ archives = [ "/srv/100% of it/$x.tar" ]; address = "\${XDG_RUNTIME_DIR}/c$UID.sock"; namespace = "$USER"; }]
+        containerd;
+    in
+    checks.accepted result // {
+      "are themselves, and variables are the user's" = lib.hasSuffix
+        ''preload --containerd-address=%t/c%U.sock --namespace=%u --snapshotter=nix "/srv/100%% of it/$$x.tar"''
+        (toString (unit result).serviceConfig.ExecStart);
+    };
+
+  "what a shell would expand, in an address" =
+    checks.refused [ "services.preload-containerd.targets.[0].address is $(pwd)/c.sock" "$XDG_RUNTIME_DIR" "write out" ]
+      (preload [{ archives = [ pkgs.hello ]; address = "$(pwd)/c.sock"; }] containerd);
+
+  "a variable that systemd does not know, in a namespace" =
+    checks.refused [ "services.preload-containerd.targets.[1].namespace is $NAMESPACE" ]
+      (preload [{ archives = [ pkgs.hello ]; } { namespace = "$NAMESPACE"; }] containerd);
 }
