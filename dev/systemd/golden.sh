@@ -30,8 +30,9 @@ containerd_is_2() {
     at_least "$(containerd --version | grep --only-matching --extended-regexp '[0-9]+\.[0-9]+' | head -n 1)" 2.0
 }
 
-# golden_install CONFIGURATION…: puts units to where systemd looks for an administrator's, unchanged but for the names.
-# Sets golden_units. What a later configuration has takes the place of what an earlier one has under the same name.
+# golden_install CONFIGURATION…: puts units to where systemd looks for an administrator's, unchanged but for the names, and
+# everything else to where tests/modules/golden.nix says that it is. Sets golden_units. What a later configuration has takes
+# the place of what an earlier one has under the same name.
 golden_install() {
     local name file
     declare -gA golden_units=()
@@ -58,8 +59,35 @@ golden_install() {
                 golden_write "${sources[$file]}" "/etc/systemd/$file"
                 golden_units[$(basename "$file")]=${file%%/*}
                 ;;
-            *) die "${sources[$file]} is in none of the folders system, user and files." ;;
+            links) golden_link "${sources[$file]}" ;;
+            packages) golden_link_programs "${sources[$file]}" ;;
+            profile) golden_write "${sources[$file]}" /etc/profile.d/golden.sh ;;
+            tmpfiles.conf)
+                golden_write "${sources[$file]}" /etc/tmpfiles.d/golden.conf
+                systemd-tmpfiles --create /etc/tmpfiles.d/golden.conf
+                ;;
+            *) die "${sources[$file]} is nothing that dev/systemd/golden.sh knows: say there where it goes." ;;
         esac
+    done
+}
+
+golden_link() {
+    local golden=$1 line lines
+    mapfile -t lines <"$golden"
+    for line in "${lines[@]}"; do
+        golden_named "${line#* }" "$golden"
+        line=${line% *}
+        mkdir -p "${line%/*}"
+        ln --symbolic --force "$path" "$line"
+    done
+}
+
+golden_link_programs() {
+    local golden=$1 package packages
+    mapfile -t packages <"$golden"
+    for package in "${packages[@]}"; do
+        golden_named "$package" "$golden"
+        ln --symbolic --force --target-directory=/usr/local/bin "$path"/bin/*
     done
 }
 
@@ -82,13 +110,19 @@ golden_write() {
     # A unit's PATH need not have bash: what Nix builds names it by its path, which golden files leave out.
     text=$(sed '1s|^#!/usr/bin/env bash$|#!/usr/bin/bash|' "$golden")
     while read -r name; do
-        golden_path "$name" ||
-            die "${golden#"$repo/"} names @$name@, for which dev/systemd/golden.sh has no program: add it there."
+        golden_named "@$name@" "$golden"
         text=${text//"@$name@"/$path}
     done < <(grep --only-matching --perl-regexp '@\K[a-z][a-z0-9._+-]*(?=@)' "$golden" | sort --unique)
     mkdir -p "${file%/*}"
     printf '%s\n' "$text" >"$file"
     [[ $text != '#!'* ]] || chmod +x "$file"
+}
+
+# golden_named @NAME@ GOLDEN: sets path to what a name stands for in a golden file.
+golden_named() {
+    local name=${1//@/}
+    golden_path "$name" ||
+        die "${2#"$repo/"} names @$name@, for which dev/systemd/golden.sh has no program: add it there."
 }
 
 # golden_path NAME: sets path, and makes what is there.

@@ -13,7 +13,7 @@
 #   EXTERNAL_BUILDER_LOG       of external-builder.sh alone, which says more
 #
 # On the PATH: the programs of systemd, util-linux, coreutils, grep, sed and awk; containerd's ctr, redis-cli,
-# nix-snapshotter, nix2container, nix-store and nix-collect-garbage.
+# nix-snapshotter, nix2container, nix-store and nix-collect-garbage; for the services of a user containerd-nsenter.
 set -euo pipefail
 
 scenario=$(basename "$0" .sh)
@@ -102,8 +102,7 @@ as_owner() {
 # inside COMMAND…: where containerd is. Clients such as ctr mount images themselves, and so must be there.
 inside() {
     if [[ -n ${SCENARIO_USER-} ]]; then
-        as_owner nsenter --user --preserve-credentials --mount --net --no-fork \
-            --target "$(<"$runtime/containerd-rootless/child_pid")" -- "$@"
+        as_owner containerd-nsenter "$@"
     else
         command "$@"
     fi

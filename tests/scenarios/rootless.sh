@@ -7,6 +7,8 @@ services=(nix-snapshotter containerd)
 
 tidy() {
     remove_container "$scenario-redis"
+    loginctl disable-linger "$scenario-system"
+    userdel --remove "$scenario-system"
 }
 
 they_share_the_users_namespaces() {
@@ -69,5 +71,16 @@ what_is_stopped_leaves_nothing() {
     it_all_works_again
 }
 
+# Such as the one that a login screen runs as.
+users_of_the_system_have_none() {
+    local SCENARIO_USER=$scenario-system home=/var/empty runtime
+    useradd --system "$SCENARIO_USER"
+    runtime=/run/user/$(id --user "$SCENARIO_USER")
+    loginctl enable-linger "$SCENARIO_USER"
+    eventually manager is-active default.target
+    equal no "$(property containerd-namespaces ConditionResult)"
+    equal inactive "$(property containerd-namespaces ActiveState)"
+}
+
 steps they_share_the_users_namespaces its_directories_are_the_users a_container_ends_with_the_namespaces \
-    they_come_back_when_rootlesskit_is_killed what_is_stopped_leaves_nothing
+    they_come_back_when_rootlesskit_is_killed what_is_stopped_leaves_nothing users_of_the_system_have_none
