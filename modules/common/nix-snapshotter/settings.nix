@@ -164,7 +164,7 @@ types.submodule {
       };
 
       count_store_paths = noted false true ''
-        Add the sizes of all store paths that are held to what kubelet hears of the disk for images.
+        Add the sizes of store paths to those of images and to what is in use, as kubelet hears of them. For a store on the disk that kubelet watches for images.
       '';
     };
   };

@@ -337,6 +337,35 @@ impl Containerd {
         })
     }
 
+    /// Gives an image so many more names, each with a label that has as many bytes as containerd
+    /// takes.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn name_image_often(&self, image: &str, number: u32) -> Result<()> {
+        let channel = runtime::connect(&self.socket())?;
+        runtime::wait(async {
+            let mut images = ImagesClient::new(channel);
+            let get = GetImageRequest {
+                name: image.to_owned(),
+            };
+            let get = transfer::in_namespace(&self.namespace, get)?;
+            let image = images.get(get).await?.into_inner().image;
+            let mut image = image.context("no image")?;
+            image.labels = [("long".to_owned(), "x".repeat(4000))].into();
+            for number in 0..number {
+                image.name = unique(&format!("docker.io/library/often-{number}"));
+                let create = CreateImageRequest {
+                    image: Some(image.clone()),
+                    ..CreateImageRequest::default()
+                };
+                let create = transfer::in_namespace(&self.namespace, create)?;
+                images.create(create).await?;
+            }
+            Ok(())
+        })
+    }
+
     /// The names of all images.
     ///
     /// # Errors

@@ -89,6 +89,20 @@ impl Cri {
         Ok(Some(found.id))
     }
 
+    /// The bytes that an image has for kubelet: when it asks for the one, and when it asks for all.
+    ///
+    /// # Errors
+    /// What the CRI says; it does not know the image.
+    pub fn image_sizes(&self, image: &str) -> Result<[u64; 2]> {
+        let request = ImageStatusRequest { image: spec(image) };
+        let answer = runtime::wait(self.image_service().image_status(request))?;
+        let one = answer.into_inner().image.context("no such image")?;
+        let answer = runtime::wait(self.image_service().list_images(ListImagesRequest {}))?;
+        let mut all = answer.into_inner().images.into_iter();
+        let same = all.find(|same| same.id == one.id);
+        Ok([one.size, same.context("it is not listed")?.size])
+    }
+
     /// Pulls an image and gives what names it from then on.
     ///
     /// # Errors
@@ -133,13 +147,16 @@ impl Cri {
         Ok(answer.into_inner().image.is_some_and(|image| image.pinned))
     }
 
-    /// Calls a method of the image service that there is not.
+    /// Calls a method of the image service, which may be one that there is not, with an empty
+    /// message, and takes one message for an answer.
     ///
     /// # Errors
     /// The status.
-    pub fn no_such_method(&self) -> Result<(), Status> {
+    pub fn call(&self, method: &str) -> Result<(), Status> {
         let mut client = Grpc::new(self.channel.clone());
-        let path = PathAndQuery::from_static("/runtime.v1.ImageService/NoSuchMethod");
+        let path = format!("/runtime.v1.ImageService/{method}");
+        let path =
+            PathAndQuery::try_from(path).map_err(|error| Status::from_error(error.into()))?;
         let codec = ProstCodec::<ListImagesRequest, ListImagesResponse>::default();
         runtime::wait(async {
             let ready = client.ready().await;

@@ -99,6 +99,18 @@ impl NixDaemon {
         }
     }
 
+    /// Stops it, so that it takes connections and does nothing with them, or lets it go on.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        match &self.process {
+            Some(process) if frozen => process.signal(Signal::STOP),
+            Some(process) => process.signal(Signal::CONT),
+            None => bail!("nix-daemon is stopped"),
+        }
+    }
+
     /// Kills the processes that serve a client.
     ///
     /// # Errors

@@ -316,6 +316,15 @@ pub fn roots_of(path: &str) -> Result<Vec<String>> {
     Ok(roots.lines().map(str::to_owned).collect())
 }
 
+/// The NAR size of a store path in bytes, as Nix says it.
+///
+/// # Errors
+/// What Nix says.
+pub fn nar_size(path: &str) -> Result<u64> {
+    let size = succeed(Command::new("nix-store").args(["--query", "--size", path]))?;
+    Ok(size.trim_end().parse()?)
+}
+
 /// Everything below a path, by name, with what a write would change: kind and mode,
 /// owner, times and content.
 ///

@@ -14,7 +14,7 @@ mod plan;
 mod progress;
 
 pub use archive_file::{ImageArchive, ImageFile, STDIN, open, open_or_stdin};
-pub use containerd::{Containerd, NamedImage, connect_lazily};
+pub use containerd::{Client, Containerd, Lease, NamedImage, connect_lazily};
 pub use error::Error;
 pub use load::load;
 pub use plan::{LabelledBlob, PlannedImage, Platforms, images, name};

@@ -192,7 +192,7 @@ impl NixSnapshotter {
                 let mut batch = Batch::default();
                 // It fails when the client has hung up, and then nobody waits for the rest.
                 let send = |batch: &mut Batch| to_client.blocking_send(Ok(batch.take()));
-                snapshots.list(&filters, |info| {
+                snapshots.list(&filters, |_, info| {
                     if batch.push(to_info(info)) && send(&mut batch).is_err() {
                         return ControlFlow::Break(());
                     }

@@ -12,6 +12,7 @@ use snapshots::{Counts, StoreWaits};
 
 use crate::{
     error::Error,
+    image_service::IMAGES,
     nix_snapshotter::{GC_ROOTS, NixSnapshotter},
     realisations::{RealisationStats, UnderWay},
 };
@@ -25,6 +26,8 @@ pub(crate) struct Inventory {
     pub(crate) nix_layers: u64,
     /// GC roots of all snapshots.
     pub(crate) gc_roots: u64,
+    /// Archives of images that are held by GC roots of their own.
+    pub(crate) image_archives: u64,
     /// What the realisations have come to.
     pub(crate) realisations: RealisationStats,
     /// Closures that are being fetched or built, or wait for their turn.
@@ -52,7 +55,7 @@ pub(crate) struct ProcessFigures {
 #[derive(Clone)]
 pub(crate) struct Inventories {
     snapshotter: NixSnapshotter,
-    gc_roots: Arc<PathBuf>,
+    root: Arc<PathBuf>,
     started: Duration,
 }
 
@@ -61,7 +64,7 @@ impl Inventories {
     pub(crate) fn new(snapshotter: NixSnapshotter, root: &Path) -> Self {
         Self {
             snapshotter,
-            gc_roots: Arc::new(root.join(GC_ROOTS)),
+            root: Arc::new(root.to_owned()),
             started: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
         }
     }
@@ -72,15 +75,14 @@ impl Inventories {
     /// # Errors
     /// The store or a directory cannot be read.
     pub(crate) fn take(&self) -> Result<Inventory, Error> {
-        let (nix_layers, gc_roots) =
-            count_links(&self.gc_roots).map_err(|source| Error::Inventory {
-                path: self.gc_roots.to_path_buf(),
-                source,
-            })?;
+        let (nix_layers, gc_roots) = self.count_links(GC_ROOTS)?;
+        // They stay where the image service is off, and hold what they hold.
+        let (image_archives, _) = self.count_links(IMAGES)?;
         Ok(Inventory {
             snapshots: self.snapshotter.counts()?,
             nix_layers,
             gc_roots,
+            image_archives,
             realisations: self.snapshotter.realisation_stats(),
             under_way: self.snapshotter.realisations_under_way(),
             store_waits: self.snapshotter.store_waits(),
@@ -91,17 +93,22 @@ impl Inventories {
             },
         })
     }
+
+    fn count_links(&self, dir: &str) -> Result<(u64, u64), Error> {
+        let path = self.root.join(dir);
+        count_links(&path).map_err(|source| Error::Inventory { path, source })
+    }
 }
 
 /// How many directories with something in them there are, and how much is in them.
 fn count_links(dir: &Path) -> io::Result<(u64, u64)> {
-    let (mut layers, mut links) = (0, 0);
-    for layer in entries(dir)? {
-        let found = entries(&layer?.path())?.count() as u64;
-        layers += u64::from(found > 0);
+    let (mut dirs, mut links) = (0, 0);
+    for entry in entries(dir)? {
+        let found = entries(&entry?.path())?.count() as u64;
+        dirs += u64::from(found > 0);
         links += found;
     }
-    Ok((layers, links))
+    Ok((dirs, links))
 }
 
 /// The entries of a directory; none for one that does not exist, or has just been deleted.

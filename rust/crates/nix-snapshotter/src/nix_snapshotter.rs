@@ -1,6 +1,10 @@
 //! Nix layers on top of plain snapshots: the order of events that a pull goes through.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use nix_image::annotations::{self, SNAPSHOT_REF};
 use nix_store::{Closure, LayerClosure, Realiser, StoreDir, StorePath};
@@ -63,26 +67,28 @@ impl NixSnapshotter {
         &self.store_dir
     }
 
-    /// All store paths that are held by the roots in the directories below `parents`.
+    /// The store paths that are held by the roots in each directory in `parent`, by the name of the
+    /// directory.
     pub(crate) async fn held_paths(
         &self,
-        parents: Vec<PathBuf>,
-    ) -> Result<BTreeSet<StorePath>, Error> {
+        parent: PathBuf,
+    ) -> Result<BTreeMap<String, Closure>, Error> {
         let (this, call) = (self.clone(), Span::current());
         let list = move || {
-            let mut held = BTreeSet::new();
-            for parent in parents {
-                let fail = |source| Error::Inventory {
-                    path: parent.clone(),
-                    source,
-                };
-                for entry in entries(&parent).map_err(fail)? {
-                    let roots = this.realiser.roots(entry.map_err(fail)?.path());
-                    match roots.read() {
-                        Ok(paths) => held.extend(paths.unwrap_or_default()),
-                        // It may be in the making, or on its way out.
-                        Err(error) => debug!(error = chain(&error), "roots that are not counted"),
+            let fail = |source| Error::Inventory {
+                path: parent.clone(),
+                source,
+            };
+            let mut held = BTreeMap::new();
+            for entry in entries(&parent).map_err(fail)? {
+                let entry = entry.map_err(fail)?;
+                match this.realiser.roots(entry.path()).read() {
+                    Ok(paths) => {
+                        let name = entry.file_name().to_string_lossy().into_owned();
+                        held.insert(name, paths.unwrap_or_default());
                     }
+                    // It may be in the making, or on its way out.
+                    Err(error) => debug!(error = chain(&error), "roots that are not counted"),
                 }
             }
             Ok(held)
@@ -90,8 +96,11 @@ impl NixSnapshotter {
         tokio::task::spawn_blocking(move || call.in_scope(list)).await?
     }
 
-    /// The NAR sizes of store paths that are held, in bytes.
-    pub(crate) async fn nar_sizes(&self, paths: &[StorePath]) -> Result<Vec<u64>, Error> {
+    /// The NAR sizes of store paths in bytes; of those that Nix does not know there is none.
+    pub(crate) async fn nar_sizes(
+        &self,
+        paths: &[StorePath],
+    ) -> Result<HashMap<StorePath, u64>, Error> {
         Ok(self
             .realiser
             .nar_sizes(paths, &CancellationToken::new())

@@ -185,7 +185,7 @@ impl Place<'_> {
             }
             Ok(told)
         };
-        containerd.under_lease(LEASE, load).await
+        containerd.under_lease(LEASE, &HashMap::new(), load).await
     }
 }
 

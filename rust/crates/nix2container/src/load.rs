@@ -61,7 +61,9 @@ pub(crate) fn run(
                 interrupted = interruption() => interrupted,
             }
         };
-        containerd.under_lease("nix2container", work).await
+        containerd
+            .under_lease("nix2container", &HashMap::new(), work)
+            .await
     })
 }
 

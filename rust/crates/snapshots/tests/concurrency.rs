@@ -29,7 +29,7 @@ fn directories(dir: &Path) -> BTreeSet<String> {
 
 fn keys(s: &Snapshotter) -> Vec<String> {
     let mut keys = Vec::new();
-    s.list::<&str>(&[], |info| {
+    s.list::<&str>(&[], |_, info| {
         keys.push(info.name);
         ControlFlow::Continue(())
     })

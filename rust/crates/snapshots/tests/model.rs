@@ -324,7 +324,7 @@ fn assert_only_rows_have_directories(root: &Path, model: &Model) {
 
 fn assert_same(s: &Snapshotter, model: &Model, shown: &str) {
     let mut listed = BTreeMap::new();
-    s.list::<&str>(&[], |info| {
+    s.list::<&str>(&[], |_, info| {
         let id = model
             .entries
             .get(&info.name)

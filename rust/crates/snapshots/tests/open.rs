@@ -34,7 +34,7 @@ fn create(s: &Snapshotter, key: &str) -> String {
 
 fn infos(s: &Snapshotter) -> Vec<Info> {
     let mut infos = Vec::new();
-    s.list::<&str>(&[], |info| {
+    s.list::<&str>(&[], |_, info| {
         infos.push(info);
         ControlFlow::Continue(())
     })

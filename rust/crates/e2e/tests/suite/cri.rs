@@ -78,7 +78,7 @@ impl Node {
     }
 
     /// Waits until the CRI knows these images by their names: it hears of them by events.
-    fn lists(&self, images: &[&str]) -> Result<()> {
+    pub(crate) fn lists(&self, images: &[&str]) -> Result<()> {
         let listed = poll("an image in the CRI", SETTLE, || {
             let names = self.cri.images()?;
             let known = |image: &&str| names.iter().any(|name| name == image);

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +14,7 @@ use e2e::{
     host::{Host, test},
     image::NIX_STORE_PATH,
     observability::command,
-    process::run,
+    process::{SETTLE, poll, run, succeed, when},
     snapshots::says,
     store::Store,
 };
@@ -377,7 +378,7 @@ fn roots_that_hold_nothing_are_found() {
         let line = found.at("error", "gc-roots").remove(0);
         let remedy: Value = serde_json::from_str(&line)?;
         let remedy = remedy["remedy"].as_str().context("no remedy")?.to_owned();
-        e2e::process::succeed(std::process::Command::new("sh").args(["-c", &remedy]))?;
+        succeed(Command::new("sh").args(["-c", &remedy]))?;
         let found = about(host, &config, &containerd)?;
         ensure!(
             found.at("error", "gc-roots").is_empty(),
@@ -390,5 +391,66 @@ fn roots_that_hold_nothing_are_found() {
         symlink("/nix/store/00000000000000000000000000000000-gone", link)?;
         let found = about(host, &config, &containerd)?;
         found.fails("gc-roots", &["gone from /nix/store", "nix-store --realise"])
+    });
+}
+
+#[test]
+fn archives_that_no_image_comes_from_are_found() {
+    test(|host| {
+        let socket = host.dir().join("containerd");
+        let config = Config::new(host, "daemon")
+            .line(format!("image_service.containerd_address = {socket:?}"));
+        let containerd = Containerd::start(host, &config)?;
+        symlink(containerd.socket(), &socket)?;
+        let archive = Store::new(host)?.build("archive", "echo > $out", &[])?;
+        let name = archive.path().trim_start_matches("/nix/store/");
+        let hold = || {
+            let root = config.root().join("images").join(name).join("path");
+            let mut hold = Command::new("nix-store");
+            hold.args(["--realise", archive.path(), "--add-root"]);
+            succeed(hold.arg(root))
+        };
+        // One that a daemon has left which does not run.
+        Daemon::start(&config)?.stop()?;
+        hold()?;
+        let found = about(host, &config, &containerd)?;
+        let said = found.at("warning", "image-archives").join("\n");
+        says(&said, &[name, "1 of 1", "systemctl start nix-snapshotter"])?;
+
+        // The way out.
+        let daemon = Daemon::start(&config)?;
+        poll("the release of the archive", SETTLE, || {
+            let found = about(host, &config, &containerd)?;
+            Ok(when(found.at("warning", "image-archives").is_empty()))
+        })?;
+        drop(daemon);
+
+        // Nobody releases one without the image service.
+        hold()?;
+        let without = config.clone().line("image_service.enable = false");
+        let _daemon = Daemon::start(&without)?;
+        let found = about(host, &without, &containerd)?;
+        let said = found.at("warning", "image-archives").join("\n");
+        let dir = config.root().join("images").display().to_string();
+        says(
+            &said,
+            &[name, "image_service.enable", &format!("rm -r {dir}")],
+        )?;
+        fs::remove_dir_all(&dir)?;
+        let found = about(host, &without, &containerd)?;
+        ensure!(
+            found.at("warning", "image-archives").is_empty(),
+            "{:#?}",
+            found.findings
+        );
+
+        // Their roots are roots like those of layers.
+        hold()?;
+        let nobodys = "00000000000000000000000000000000-gone";
+        let link = config.root().join("images").join(nobodys);
+        fs::create_dir(&link)?;
+        symlink(format!("/nix/store/{nobodys}"), link.join("path"))?;
+        let found = about(host, &without, &containerd)?;
+        found.fails("gc-roots", &["1 of 2", nobodys])
     });
 }

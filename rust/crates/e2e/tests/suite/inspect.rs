@@ -10,7 +10,7 @@ use e2e::{
     node::{Node, build, busybox_image, reference},
     process::{run, succeed},
     snapshots::says,
-    store::Store,
+    store::{Store, nar_size},
 };
 use serde_json::Value;
 
@@ -24,12 +24,6 @@ fn inspect(containerd: &Containerd, what: &str) -> Result<Value> {
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is no text")
-}
-
-/// The size of a store path, as Nix says it.
-fn nar_size(path: &str) -> Result<u64> {
-    let size = succeed(Command::new("nix-store").args(["--query", "--size", path]))?;
-    Ok(size.trim().parse()?)
 }
 
 fn hello(host: &Host, image: &str, flags: &[&str]) -> Result<std::path::PathBuf> {

@@ -20,6 +20,7 @@ mod interoperability;
 mod lifecycle;
 mod load;
 mod load_platforms;
+mod load_store_paths;
 mod multi_user;
 mod observability;
 mod order;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use containerd_client::services::v1::{
-    Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    Info, ListContentRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
     WriteContentResponse, content_client::ContentClient,
 };
 use nix_image::{
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Containerd, MAX_MESSAGE_BYTES, size, unless_exists};
+use super::{Containerd, size, unless_exists, unpack::reference_label};
 use crate::{Error, Progress};
 
 /// Bytes of a blob that are sent in one message.
@@ -161,6 +161,36 @@ impl Containerd {
         Ok(Some(content))
     }
 
+    /// The images that a snapshotter has unpacked: the digests of their configs, each with the chain
+    /// ID of all its layers, under which the snapshot of the topmost is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub async fn unpacked_images(&self, snapshotter: &str) -> Result<Vec<(String, String)>, Error> {
+        let label = reference_label(snapshotter);
+        let request = ListContentRequest {
+            filters: vec![format!("labels.{label:?}")],
+        };
+        let list = async {
+            let mut messages = self
+                .content()
+                .list(self.request(request))
+                .await?
+                .into_inner();
+            let mut images = Vec::new();
+            while let Some(message) = messages.message().await? {
+                let unpacked = message.info.into_iter().filter_map(|mut config| {
+                    let chain_id = config.labels.remove(&label)?;
+                    Some((config.digest, chain_id))
+                });
+                images.extend(unpacked);
+            }
+            Ok(images)
+        };
+        list.await
+            .map_err(|status: Status| Error::refused("list the configs of its images", status))
+    }
+
     /// Sets labels of a blob, and keeps the others that it has.
     pub(crate) async fn label_blob(
         &self,
@@ -190,9 +220,7 @@ impl Containerd {
     }
 
     fn content(&self) -> ContentClient<Channel> {
-        ContentClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        self.client()
     }
 }
 

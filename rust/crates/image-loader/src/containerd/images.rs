@@ -146,7 +146,7 @@ impl Containerd {
     }
 
     fn images(&self) -> ImagesClient<Channel> {
-        ImagesClient::new(self.channel.clone())
+        self.client()
     }
 }
 

@@ -4,6 +4,7 @@
 //! lease holds, and collects what is left when the lease goes and nothing that
 //! lasts, an image, refers to it.
 
+mod clients;
 mod content;
 mod images;
 mod leases;
@@ -15,10 +16,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use clients::Client;
 use containerd_client::types;
 pub(crate) use content::{index_gc_labels, manifest_gc_labels};
 use hyper_util::rt::TokioIo;
 pub use images::NamedImage;
+pub use leases::Lease;
 use nix_image::Descriptor;
 use tokio::net::UnixStream;
 use tonic::{
@@ -29,9 +32,6 @@ use tonic::{
 use tower::service_fn;
 
 use crate::Error;
-
-/// Largest message that containerd sends or takes (`defaults.DefaultMaxRecvMsgSize`).
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// A connection to containerd, in one namespace. containerd makes a namespace when
 /// something is put into it.
@@ -69,6 +69,10 @@ impl Containerd {
             namespace: parse_namespace(namespace)?,
             lease: None,
         })
+    }
+
+    fn client<C: Client>(&self) -> C {
+        C::over(self.channel.clone())
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

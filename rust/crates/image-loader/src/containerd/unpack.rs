@@ -1,7 +1,10 @@
 //! Layers as snapshots: what containerd's own unpacker does (`core/unpack`), which
 //! its API offers only for the snapshotters of its transfer service.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+};
 
 use containerd_client::{
     services::v1::{
@@ -17,8 +20,13 @@ use containerd_client::{
 use nix_image::{Descriptor, Digest, annotations, archive::StoredImage};
 use tonic::{Code, transport::Channel};
 
-use super::{Containerd, MAX_MESSAGE_BYTES, descriptor, leases::unique_id, unless_exists};
+use super::{Containerd, descriptor, leases::unique_id, unless_exists};
 use crate::{Error, Progress};
+
+/// By this label the config of an image holds the snapshot of its topmost layer.
+pub(super) fn reference_label(snapshotter: &str) -> String {
+    format!("containerd.io/gc.ref.snapshot.{snapshotter}")
+}
 
 /// How often a snapshot is prepared that exists and is not to be found: somebody
 /// may have removed it in between.
@@ -69,8 +77,7 @@ impl Containerd {
         }
         if !parent.is_empty() {
             // Without this the snapshots are collected when the lease is gone.
-            let label = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
-            let labels = HashMap::from([(label, parent)]);
+            let labels = HashMap::from([(reference_label(snapshotter), parent)]);
             self.label_blob(image.manifest.config.digest, labels)
                 .await?;
         }
@@ -135,14 +142,7 @@ impl Containerd {
             match self.snapshots().stat(self.request(stat)).await {
                 Ok(stat) => {
                     let found = stat.into_inner().info.unwrap_or_default();
-                    if is_nix(&extraction.labels) && !is_nix(&found.labels) {
-                        return Err(Error::Unfit(format!(
-                            "snapshot {chain_id} is there, but without store paths: an image with layer {} whose \
-                             annotations were lost has made it; remove that image (`ctr images rm --sync`), and \
-                             load this one again",
-                            extraction.layer.digest
-                        )));
-                    }
+                    extraction.check_store_paths(&found.labels)?;
                     return Ok(None);
                 }
                 Err(status) if status.code() == Code::NotFound => {}
@@ -160,6 +160,33 @@ impl Containerd {
         )))
     }
 
+    /// Makes an empty snapshot and removes it. Only after a removal containerd compares what it has
+    /// of a snapshotter with what that has (`core/metadata`, `dirtySS`); and this fails while the
+    /// snapshotter cannot be reached.
+    pub(super) async fn touch(&self, snapshotter: &str) -> Result<(), Error> {
+        let key = unique_id("touch");
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.clone(),
+            ..PrepareSnapshotRequest::default()
+        };
+        let failed =
+            |status| Error::refused(format_args!("reach the snapshotter {snapshotter}"), status);
+        self.snapshots()
+            .prepare(self.request(prepare))
+            .await
+            .map_err(failed)?;
+        let remove = RemoveSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key,
+        };
+        match self.snapshots().remove(self.request(remove)).await {
+            // Nothing holds it: containerd may have collected it.
+            Err(status) if status.code() != Code::NotFound => Err(failed(status)),
+            _ => Ok(()),
+        }
+    }
+
     /// Extracts the layer to the active snapshot and commits it. False if somebody
     /// else was faster.
     async fn fill(
@@ -175,7 +202,8 @@ impl Containerd {
             mounts,
             ..ApplyRequest::default()
         };
-        let applied = DiffClient::new(self.channel.clone())
+        let applied = self
+            .client::<DiffClient<_>>()
             .apply(self.request(apply))
             .await
             .map_err(|status| Error::refused(format_args!("extract layer {layer}"), status))?
@@ -212,14 +240,134 @@ impl Containerd {
     }
 
     fn snapshots(&self) -> SnapshotsClient<Channel> {
-        SnapshotsClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        self.client()
     }
 }
 
-fn is_nix(labels: &HashMap<String, String>) -> bool {
-    labels
-        .keys()
-        .any(|label| annotations::names_store_paths(label))
+impl Extraction<'_> {
+    /// Refuses a snapshot of the same content that has other store paths: a chain ID is of the
+    /// content alone, and containerd takes the first snapshot that has it for all.
+    fn check_store_paths(&self, found: &HashMap<String, String>) -> Result<(), Error> {
+        let (wanted, found) = (StorePaths::of(&self.labels), StorePaths::of(found));
+        if wanted.is_none() || wanted == found {
+            return Ok(());
+        }
+        let (has, made) = match &found {
+            None => (
+                "without store paths".to_owned(),
+                "whose annotations were lost",
+            ),
+            Some(found) => (
+                format!("with the store paths of another image, {found}"),
+                "and other annotations",
+            ),
+        };
+        Err(Error::Unfit(format!(
+            "snapshot {} is there, but {has}: an image with layer {} {made} has made it; remove that image \
+             (`ctr images rm --sync`), and load this one again",
+            self.chain_id, self.layer.digest
+        )))
+    }
+}
+
+/// What the labels of a snapshot say of store paths, in whatever order.
+#[derive(Debug, PartialEq, Eq)]
+struct StorePaths<'a> {
+    closure_info: Option<&'a str>,
+    paths: BTreeSet<&'a str>,
+}
+
+impl<'a> StorePaths<'a> {
+    /// `None` for an ordinary layer.
+    fn of(labels: &'a HashMap<String, String>) -> Option<Self> {
+        let named = labels
+            .iter()
+            .filter(|(label, _)| annotations::names_store_paths(label));
+        let (infos, paths): (Vec<_>, Vec<_>) =
+            named.partition(|(label, _)| *label == annotations::NIX_CLOSURE);
+        let found = Self {
+            closure_info: infos.first().map(|(_, path)| &***path),
+            paths: paths.into_iter().map(|(_, path)| &**path).collect(),
+        };
+        (found.closure_info.is_some() || !found.paths.is_empty()).then_some(found)
+    }
+}
+
+impl fmt::Display for StorePaths<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names = self.closure_info.iter().chain(&self.paths);
+        let first = names.next().copied().unwrap_or_default();
+        write!(formatter, "{}", first.escape_debug())?;
+        match names.count() {
+            0 => Ok(()),
+            more => write!(formatter, " and {more} more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOSURE: &str = annotations::NIX_CLOSURE;
+    const A: &str = "/nix/store/8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-a";
+    const B: &str = "/nix/store/9kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-b";
+
+    fn labels(labels: &[(&str, &str)]) -> HashMap<String, String> {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        labels.iter().map(own).collect()
+    }
+
+    /// What is said of a snapshot with labels that is there, to an image whose layer wants others.
+    fn check(wanted: &[(&str, &str)], found: &[(&str, &str)]) -> Result<(), String> {
+        let layer = Descriptor {
+            media_type: String::new(),
+            digest: Digest::of(b"layer"),
+            size: 0,
+            annotations: [].into(),
+            platform: None,
+        };
+        let extraction = Extraction {
+            layer: &layer,
+            diff_id: layer.digest,
+            parent: String::new(),
+            chain_id: "sha256:chain".to_owned(),
+            labels: labels(wanted),
+        };
+        let checked = extraction.check_store_paths(&labels(found));
+        checked.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_snapshot_that_is_there_has_the_store_paths_that_are_wanted() {
+        let path = |number: u32| format!("{}{number}", annotations::NIX_STORE_PATH_PREFIX);
+        let paths = [path(0), path(1)];
+        let [zero, one] = paths.each_ref().map(|path| &**path);
+        let other = ("containerd.io/snapshot.ref", "x");
+        for (wanted, found) in [
+            (&[][..], &[][..]),
+            (&[], &[(zero, A)]),
+            (&[(zero, A)], &[other, (zero, A)]),
+            (&[(zero, A), (one, B)], &[(one, A), (zero, B)]),
+            (&[(CLOSURE, A), other], &[(CLOSURE, A)]),
+            (&[(CLOSURE, A), (zero, B)], &[(CLOSURE, A), (one, B)]),
+        ] {
+            assert_eq!(check(wanted, found), Ok(()), "{wanted:?} {found:?}");
+        }
+        for (wanted, found, words) in [
+            (&[(zero, A)][..], &[][..], "without store paths"),
+            (&[(CLOSURE, A)], &[other], "annotations were lost"),
+            (&[(zero, A)], &[(zero, B)], B),
+            (&[(zero, A)], &[(zero, A), (one, B)], "and 1 more"),
+            (&[(CLOSURE, A)], &[(CLOSURE, B)], B),
+            (&[(CLOSURE, A)], &[(zero, A)], "other annotations"),
+            (&[(CLOSURE, A), (zero, B)], &[(CLOSURE, A)], A),
+        ] {
+            let message = check(wanted, found).unwrap_err();
+            assert!(message.contains(words), "{message}");
+            for words in ["sha256:chain", "ctr images rm --sync"] {
+                assert!(message.contains(words), "{message}");
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use containerd_client::services::v1::{
     Plugin, PluginsRequest, introspection_client::IntrospectionClient,
     version_client::VersionClient,
 };
+use image_loader::Client;
 
 use super::{
     finding::{Check, Finding},
@@ -44,9 +45,9 @@ pub(super) async fn ask(
 
 async fn plugins(containerd: &Path) -> Result<(String, Vec<Plugin>), Error> {
     let server = Server::connect(containerd).await?;
-    let mut client = VersionClient::new(server.channel());
+    let mut client = VersionClient::over(server.channel());
     let version = server.answer(client.version(())).await?;
-    let mut client = IntrospectionClient::new(server.channel());
+    let mut client = IntrospectionClient::over(server.channel());
     let plugins = server
         .answer(client.plugins(PluginsRequest::default()))
         .await?;

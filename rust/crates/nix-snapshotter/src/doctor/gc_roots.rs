@@ -1,4 +1,4 @@
-//! Whether Nix knows the GC roots of the layers, and has what they hold.
+//! Whether Nix knows the GC roots of layers and archives, and has what they hold.
 //!
 //! `nix-store --gc --print-roots` would tell, and looks through every process of the machine for
 //! it. What counts is in one directory: `gcroots/auto` of Nix's state has a link to each indirect
@@ -13,11 +13,11 @@ use std::{
 use rustix::fs::{Access, access};
 
 use super::finding::{Check, Finding};
-use crate::nix_snapshotter::GC_ROOTS;
+use crate::{image_service::IMAGES, inventory::entries, nix_snapshotter::GC_ROOTS};
 
 const ROOTS: Check = Check("gc-roots");
 
-/// How many roots are named of those that something is wrong with.
+/// How many are named of those that something is wrong with.
 const NAMED: usize = 3;
 
 pub(super) fn look(root: &Path, store_dir: &str) -> Vec<Finding> {
@@ -34,8 +34,13 @@ pub(super) fn look(root: &Path, store_dir: &str) -> Vec<Finding> {
     }
     let state = env::var_os("NIX_STATE_DIR").unwrap_or_else(|| "/nix/var/nix".into());
     let auto = Path::new(&state).join("gcroots/auto");
-    match (links(&dir, true), links(&auto, false)) {
+    let ours = [dir, root.join(IMAGES)]
+        .iter()
+        .map(|dir| links(dir, true))
+        .collect::<io::Result<Vec<_>>>();
+    match (ours, links(&auto, false)) {
         (Ok(roots), Ok(indirect)) => {
+            let roots = roots.concat();
             let known = indirect.into_iter().map(|(_, target)| target).collect();
             findings.push(check(&roots, &known, store_dir, |path| {
                 path.symlink_metadata().is_ok()
@@ -48,20 +53,16 @@ pub(super) fn look(root: &Path, store_dir: &str) -> Vec<Finding> {
     findings
 }
 
-/// The links in a directory, or in its directories, each with its target.
+/// The links in a directory, or in its directories, each with its target; none in one that does not
+/// exist: its snapshot may have been removed at this moment.
 fn links(dir: &Path, below: bool) -> io::Result<Vec<(PathBuf, PathBuf)>> {
     let fail =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(fail)? {
+    for entry in entries(dir).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         if below {
-            match links(&path, false) {
-                Ok(links) => found.extend(links),
-                // Its snapshot was removed at this moment.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+            found.extend(links(&path, false)?);
         } else if let Ok(target) = fs::read_link(&path) {
             found.push((path, target));
         }
@@ -79,7 +80,7 @@ fn check(
     if let Some((_, first)) = gone.first() {
         return ROOTS.error(
             format!(
-                "{} of {} paths that layers hold are gone from {store_dir}: {}",
+                "{} of {} paths that layers and images hold are gone from {store_dir}: {}",
                 gone.len(),
                 roots.len(),
                 names(gone.iter().map(|(_, target)| target))
@@ -110,12 +111,13 @@ fn check(
         );
     }
     ROOTS.ok(format!(
-        "Nix knows all {} GC roots of the layers",
+        "Nix knows all {} GC roots of layers and images",
         roots.len()
     ))
 }
 
-fn names<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> String {
+/// The first of several paths.
+pub(super) fn names<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> String {
     let named: Vec<_> = paths
         .take(NAMED)
         .map(|path| path.display().to_string())

@@ -10,6 +10,7 @@ mod daemon;
 mod finding;
 mod gc_roots;
 mod host;
+mod image_archives;
 mod nix;
 mod program;
 
@@ -82,7 +83,7 @@ async fn look_at_everything(config: &Config, options: &Options, report: &mut Rep
     let (running, findings) = daemon::ask(&config.address).await;
     report.add(findings);
     // Its environment counts, not that of whoever calls this command.
-    let path = running.and_then(program::path_of);
+    let (runs, path) = (running.is_some(), running.and_then(program::path_of));
     report.add(nix::look(config, path.as_deref()).await);
     report.add(gc_roots::look(&config.root, &config.store_dir));
 
@@ -90,6 +91,7 @@ async fn look_at_everything(config: &Config, options: &Options, report: &mut Rep
         .containerd_address
         .as_ref()
         .unwrap_or(&config.image_service.containerd_address);
+    report.add(image_archives::look(config, address, runs).await);
     let (version, findings) = containerd::ask(address, &config.address).await;
     report.add(findings);
     let merging = match version {

@@ -15,7 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 use crate::{error::Error, inventory::entries, nix_snapshotter::NixSnapshotter};
 
 /// The directory below the daemon's root.
-pub(super) const IMAGES: &str = "images";
+pub(crate) const IMAGES: &str = "images";
 
 type Turn = tokio::sync::Mutex<()>;
 

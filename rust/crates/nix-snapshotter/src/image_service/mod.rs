@@ -1,21 +1,26 @@
 //! The CRI's image service: containerd's own, with images that Nix resolves.
 //!
 //! Kubelet asks here instead of at containerd. Calls are forwarded to containerd byte for byte, and
-//! with them methods and fields that are younger than this program. Only three are looked into:
+//! with them methods and fields that are younger than this program. Only these are looked into:
 //!
 //! * `PullImage` of a name that Nix resolves is done here (`pull`), where containerd can take the image
 //!   (`readiness`), on an archive that is held by a GC root of its own (`archive_roots`).
 //! * After `RemoveImage` the roots are dropped that no image needs any more (`reconcile`, which hears
-//!   of other clients' removals by containerd's events).
-//! * `ImageFsInfo` may tell kubelet of the store paths, too (`store_usage`).
+//!   of other clients' removals by containerd's events, and deletes leases of a daemon that was
+//!   killed).
+//! * `ImageFsInfo`, `ListImages`, `StreamImages` and `ImageStatus` may tell kubelet of the store
+//!   paths, too (`store_usage`, `rewrite`).
 
 mod archive_roots;
+mod failures;
 mod forward;
+mod leases;
 mod present;
 mod pull;
 mod readiness;
 mod reconcile;
 mod reference;
+mod rewrite;
 mod store_usage;
 mod wire;
 
@@ -26,14 +31,18 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use cri_api::v1::{PullImageRequest, PullImageResponse};
+use nix_store::{StoreDir, StorePath};
 use tonic::{Request, Response, Status, body::Body, server::NamedService};
 use tower::Service;
 use tracing::Instrument;
 
+pub(crate) use self::archive_roots::IMAGES;
 use self::{
     archive_roots::ArchiveRoots,
     forward::{Containerd, MAX_MESSAGE},
+    leases::Leases,
     pull::Puller,
     readiness::Ours,
     reconcile::Reconciler,
@@ -43,7 +52,15 @@ use self::{
 use crate::{calls::about, config::Config, nix_snapshotter::NixSnapshotter};
 
 /// The namespace of containerd in which the CRI has everything.
-const KUBERNETES: &str = "k8s.io";
+pub(crate) const KUBERNETES: &str = "k8s.io";
+
+/// The archive in the store that an image of this name comes from; `None` for a name that is not for
+/// Nix to resolve.
+pub(crate) fn archive_of(image: &str, store_dir: &StoreDir) -> Option<StorePath> {
+    let is_ours = NixReference::is_one(image);
+    let name = is_ours.then(|| NixReference::parse(image, store_dir).ok())?;
+    name.map(|name| name.archive)
+}
 
 /// The service. Its copies are one.
 #[derive(Clone)]
@@ -60,21 +77,28 @@ impl ImageService {
     pub(crate) fn new(config: &Config, snapshotter: NixSnapshotter) -> Self {
         let options = &config.image_service;
         let containerd = Containerd::new(&options.containerd_address);
-        let usage = options
-            .count_store_paths
-            .then(|| StoreUsage::new(&config.root, snapshotter.clone()));
+        let usage = options.count_store_paths.then(|| {
+            let (snapshotter, containerd) = (snapshotter.clone(), containerd.clone());
+            StoreUsage::new(&config.root, snapshotter, containerd, &options.snapshotter)
+        });
         let roots = Arc::new(ArchiveRoots::new(&config.root, snapshotter.clone()));
         let ours = Ours {
             plugin: options.snapshotter.clone(),
             address: config.address.clone(),
             root: config.root.clone(),
         };
-        let reconciler = Arc::new(Reconciler::new(containerd.clone(), Arc::clone(&roots)));
+        let leases = Arc::new(Leases::new(&config.root, &options.snapshotter));
+        let reconciler = Arc::new(Reconciler::new(
+            containerd.clone(),
+            Arc::clone(&roots),
+            Arc::clone(&leases),
+        ));
         Self {
             puller: Arc::new(Puller::new(
                 containerd.clone(),
                 snapshotter,
                 roots,
+                leases,
                 Arc::clone(&reconciler),
                 ours,
             )),
@@ -84,9 +108,19 @@ impl ImageService {
         }
     }
 
-    /// Keeps the roots of archives in step with the images of containerd, for ever.
+    /// What there is to do beside answering, for ever: keeps the roots of archives in step with the
+    /// images of containerd, and looks how large the held store paths are.
     pub(crate) async fn keep_in_step(&self) -> Infallible {
-        self.reconciler.run().await
+        let measuring = async {
+            match &self.store_usage {
+                Some(usage) => usage.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            never = self.reconciler.run() => never,
+            never = measuring => never,
+        }
     }
 
     /// Answers a call.
@@ -99,14 +133,24 @@ impl ImageService {
                 self.reconciler.reconcile_soon();
                 response
             }
-            "ImageFsInfo" => {
-                let response = self.containerd.forward(request).await;
-                match &self.store_usage {
-                    Some(usage) => usage.add_to(response).await,
-                    None => response,
-                }
+            "ImageFsInfo" => self.counted(request, StoreUsage::in_use).await,
+            "ListImages" | "StreamImages" | "ImageStatus" => {
+                self.counted(request, StoreUsage::in_sizes).await
             }
             _ => self.containerd.forward(request).await,
+        }
+    }
+
+    /// Forwards a call in whose answer store paths are counted, where they are.
+    async fn counted(
+        &self,
+        request: http::Request<Body>,
+        count: impl Fn(&StoreUsage, &Bytes) -> Option<Vec<u8>> + Send + 'static,
+    ) -> http::Response<Body> {
+        let answer = self.containerd.forward(request).await;
+        match self.store_usage.clone() {
+            Some(usage) => rewrite::messages(answer, move |message| count(&usage, message)),
+            None => answer,
         }
     }
 

@@ -25,6 +25,7 @@ use super::{
     KUBERNETES,
     archive_roots::{Archive, ArchiveRoots},
     forward::Containerd,
+    leases::Leases,
     readiness::Ours,
     reconcile::Reconciler,
     reference::NixReference,
@@ -46,6 +47,7 @@ pub(super) struct Puller {
     containerd: Containerd,
     snapshotter: NixSnapshotter,
     roots: Arc<ArchiveRoots>,
+    leases: Arc<Leases>,
     reconciler: Arc<Reconciler>,
     ours: Ours,
 }
@@ -65,6 +67,7 @@ impl Puller {
         containerd: Containerd,
         snapshotter: NixSnapshotter,
         roots: Arc<ArchiveRoots>,
+        leases: Arc<Leases>,
         reconciler: Arc<Reconciler>,
         ours: Ours,
     ) -> Self {
@@ -72,6 +75,7 @@ impl Puller {
             containerd,
             snapshotter,
             roots,
+            leases,
             reconciler,
             ours,
         }
@@ -217,7 +221,7 @@ impl Puller {
     /// Brings the image into containerd. It reads the archive, which blocks: on a thread of its own.
     async fn import(&self, opened: Opened, cancel: CancellationToken) -> Result<(), Error> {
         let mut containerd = image_loader::Containerd::over(self.containerd.channel(), KUBERNETES)?;
-        let plugin = self.ours.plugin.clone();
+        let (plugin, leases) = (self.ours.plugin.clone(), Arc::clone(&self.leases));
         let Opened {
             mut archive,
             mut image,
@@ -249,7 +253,7 @@ impl Puller {
                 }
                 Ok(())
             };
-            let importing = containerd.under_lease(LEASE, load);
+            let importing = containerd.under_lease(LEASE, leases.labels(), load);
             handle.block_on(importing.instrument(call))
         };
         spawn_blocking(import).await?

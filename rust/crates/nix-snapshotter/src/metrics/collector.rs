@@ -62,6 +62,11 @@ fn encode(inventory: &Inventory, encoder: DescriptorEncoder<'_>) -> fmt::Result 
         "GC roots of all snapshots",
         &ConstGauge::new(inventory.gc_roots),
     )?;
+    page.single(
+        "nix_snapshotter_image_archives",
+        "Archives of images that are held by GC roots of their own",
+        &ConstGauge::new(inventory.image_archives),
+    )?;
 
     let realisations = inventory.realisations;
     page.family(

@@ -83,6 +83,7 @@ fn to_json(status: &GetStatusResponse) -> Value {
         },
         "nix_layers": snapshots.nix_layers,
         "gc_roots": snapshots.gc_roots,
+        "image_archives": status.image_archives,
         "realisations": realisations_to_json(&status.realisations.clone().unwrap_or_default()),
         "store_waits": { "count": waits.count, "seconds": seconds(waits.total) },
     })
@@ -138,6 +139,10 @@ fn to_table(status: &GetStatusResponse) -> Result<String, fmt::Error> {
             "{}, held by {} GC roots",
             snapshots.nix_layers, snapshots.gc_roots
         ),
+    )?;
+    row(
+        "archives",
+        format_args!("{}, held for images", status.image_archives),
     )?;
     let waited = for_people(duration(waits.total));
     row(

@@ -61,6 +61,7 @@ impl StatusService {
                 total: inventory.store_waits.total.try_into().ok(),
             }),
             realisations: Some(realisations(inventory)),
+            image_archives: inventory.image_archives,
         }
     }
 }

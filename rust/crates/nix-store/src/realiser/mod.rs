@@ -4,7 +4,7 @@
 mod tests;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs,
     io::{self, ErrorKind},
     num::NonZero,
@@ -185,11 +185,11 @@ impl Realiser {
         Ok(fetched)
     }
 
-    /// The NAR size of valid paths, all together, in bytes; 0 with an external builder, which
+    /// The NAR size of these paths, all together, in bytes; 0 with an external builder, which
     /// cannot be asked.
     ///
     /// # Errors
-    /// What Nix says, and [`Error::Cancelled`].
+    /// Those of [`Realiser::nar_sizes`].
     pub async fn nar_size(
         &self,
         paths: &[StorePath],
@@ -199,56 +199,65 @@ impl Realiser {
             return Ok(0);
         }
         let sizes = self.nar_sizes(paths, cancel).await?;
-        Ok(sizes.into_iter().fold(0, u64::saturating_add))
+        Ok(sizes.into_values().fold(0, u64::saturating_add))
     }
 
-    /// Those of these paths that are not valid: whether they are in the store or not, Nix does not
-    /// know them.
+    /// The NAR size of each of these paths in bytes, as Nix says it. A path that is not valid has
+    /// none, whether it is in the store or not, and is left out. An external builder is not asked.
     ///
     /// # Errors
-    /// What Nix says, and [`Error::Cancelled`].
-    pub async fn invalid(
-        &self,
-        paths: &[StorePath],
-        cancel: &CancellationToken,
-    ) -> Result<Closure, Error> {
-        let mut invalid = Vec::new();
-        for paths in nix_cli::calls(paths, 1) {
-            let output = run(&self.0, &mut nix_cli::invalid(paths), paths, cancel).await?;
-            let answer = String::from_utf8_lossy(&output.stdout);
-            let told: HashSet<_> = answer.lines().collect();
-            invalid.extend(
-                paths
-                    .iter()
-                    .filter(|path| told.contains(path.as_str()))
-                    .cloned(),
-            );
-        }
-        Ok(invalid.into_iter().collect())
-    }
-
-    /// The NAR size of each of these valid paths in bytes, as Nix says it. An external builder is
-    /// not asked.
-    ///
-    /// # Errors
-    /// What Nix says, also of a path that is not valid; [`Error::Sizes`], and
-    /// [`Error::Cancelled`].
+    /// What Nix says; [`Error::Sizes`], and [`Error::Cancelled`].
     pub async fn nar_sizes(
         &self,
         paths: &[StorePath],
         cancel: &CancellationToken,
-    ) -> Result<Vec<u64>, Error> {
-        let mut sizes = Vec::with_capacity(paths.len());
+    ) -> Result<HashMap<StorePath, u64>, Error> {
+        let mut sizes = HashMap::with_capacity(paths.len());
         for paths in nix_cli::calls(paths, 1) {
-            let output = run(&self.0, &mut nix_cli::sizes(paths), paths, cancel).await?;
-            let answer = String::from_utf8_lossy(&output.stdout);
-            let answered = nix_cli::parse_sizes(&answer).filter(|sizes| sizes.len() == paths.len());
-            sizes.extend(answered.ok_or_else(|| Error::Sizes {
-                program: name(Path::new(NIX_STORE)),
-                subject: describe(paths),
-            })?);
+            match self.sizes_of_valid(paths, cancel).await {
+                // One path that is not valid is enough for that.
+                Err(error @ Error::Failed { .. }) => {
+                    let valid = self.valid(paths, cancel).await?;
+                    if valid.len() == paths.len() {
+                        return Err(error);
+                    }
+                    if !valid.is_empty() {
+                        sizes.extend(self.sizes_of_valid(&valid, cancel).await?);
+                    }
+                }
+                told => sizes.extend(told?),
+            }
         }
         Ok(sizes)
+    }
+
+    /// Those of these paths, few enough for a call, that are valid.
+    async fn valid(
+        &self,
+        paths: &[StorePath],
+        cancel: &CancellationToken,
+    ) -> Result<Vec<StorePath>, Error> {
+        let output = run(&self.0, &mut nix_cli::invalid(paths), paths, cancel).await?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        let invalid: HashSet<_> = answer.lines().collect();
+        let is_valid = |path: &&StorePath| !invalid.contains(path.as_str());
+        Ok(paths.iter().filter(is_valid).cloned().collect())
+    }
+
+    /// The sizes of valid paths, few enough for a call.
+    async fn sizes_of_valid(
+        &self,
+        paths: &[StorePath],
+        cancel: &CancellationToken,
+    ) -> Result<impl Iterator<Item = (StorePath, u64)>, Error> {
+        let output = run(&self.0, &mut nix_cli::sizes(paths), paths, cancel).await?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        let sizes = nix_cli::parse_sizes(&answer).filter(|sizes| sizes.len() == paths.len());
+        let sizes = sizes.ok_or_else(|| Error::Sizes {
+            program: name(Path::new(NIX_STORE)),
+            subject: describe(paths),
+        })?;
+        Ok(paths.iter().cloned().zip(sizes))
     }
 }
 

@@ -113,10 +113,15 @@ async fn sizes(
     realiser: &Realiser,
     present: &Closure,
 ) -> Result<HashMap<String, u64>, nix_store::Error> {
-    let cancel = CancellationToken::new();
-    let invalid = realiser.invalid(present.paths(), &cancel).await?;
-    if let [first, others @ ..] = invalid.paths() {
-        let more = match others.len() {
+    let sizes = realiser
+        .nar_sizes(present.paths(), &CancellationToken::new())
+        .await?;
+    let mut unknown = present
+        .paths()
+        .iter()
+        .filter(|path| !sizes.contains_key(path));
+    if let Some(first) = unknown.next() {
+        let more = match unknown.count() {
             0 => String::new(),
             more => format!(" (and {more} more)"),
         };
@@ -124,15 +129,8 @@ async fn sizes(
             "Nix does not know {first}{more}, though it is in the store: it has no size, and is fetched again when it is needed"
         );
     }
-    let valid: Vec<_> = present
-        .paths()
-        .iter()
-        .filter(|path| !invalid.contains(path))
-        .cloned()
-        .collect();
-    let sizes = realiser.nar_sizes(&valid, &cancel).await?;
-    let paths = valid.iter().map(ToString::to_string);
-    Ok(paths.zip(sizes).collect())
+    let sizes = sizes.into_iter();
+    Ok(sizes.map(|(path, size)| (path.to_string(), size)).collect())
 }
 
 /// The sum of the sizes that are known; nothing if none is.

@@ -273,11 +273,11 @@ impl Snapshotter {
     pub fn list<F: AsRef<str>>(
         &self,
         filters: &[F],
-        mut each: impl FnMut(Info) -> ControlFlow<()>,
+        mut each: impl FnMut(Id, Info) -> ControlFlow<()>,
     ) -> Result<()> {
         let filter = Filter::parse(filters)?;
         self.store
-            .list(&filter, |id, info| each(self.decorate(id, info)))
+            .list(&filter, |id, info| each(id, self.decorate(id, info)))
     }
 
     /// How many snapshots there are, by kind. Cheap: no labels are decoded.

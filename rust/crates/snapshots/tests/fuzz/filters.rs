@@ -114,7 +114,7 @@ type Listed = BTreeSet<String>;
 fn list(store: &Snapshotter, filters: &[&str]) -> Result<Listed, Error> {
     let mut names = Listed::new();
     let (listed, peak) = peak_bytes(|| {
-        store.list(filters, |info| {
+        store.list(filters, |_, info| {
             assert!(names.insert(info.name));
             ControlFlow::Continue(())
         })

@@ -72,8 +72,8 @@ fn calls_that_are_not_ours_are_those_of_containerd() {
             "{said:?} {expected:?}"
         );
         // So it does what no version of the CRI has.
-        let said = ours.no_such_method().err().context("an answer")?;
-        let expected = theirs.no_such_method().err().context("an answer")?;
+        let said = ours.call("NoSuchMethod").err().context("an answer")?;
+        let expected = theirs.call("NoSuchMethod").err().context("an answer")?;
         ensure!(said.code() == Code::Unimplemented, "{said:?}");
         ensure!(
             said.message() == expected.message(),

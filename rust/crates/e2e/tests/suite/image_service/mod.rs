@@ -1,6 +1,8 @@
 //! The daemon's image service before containerd's CRI, called as kubelet calls it.
 
+mod counting;
 mod forward;
+mod killed;
 mod pods;
 mod pull;
 mod reconcile;

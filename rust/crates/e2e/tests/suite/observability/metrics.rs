@@ -30,6 +30,7 @@ fn calls_move_the_metrics() {
             "nix_snapshotter_snapshots",
             "nix_snapshotter_nix_layers",
             "nix_snapshotter_gc_roots",
+            "nix_snapshotter_image_archives",
             "nix_snapshotter_realisations_under_way",
             "nix_snapshotter_realisations_total",
             "nix_snapshotter_realisation_seconds_total",

@@ -1,8 +1,8 @@
 //! Health, and the command `status`.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{
     daemon::{Config, Daemon, STOP_BOUND},
     host::test,
@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use super::{Missing, config, status};
+use super::{Missing, config, metrics, status};
 
 /// The service that containerd uses.
 const SNAPSHOTS: &str = "containerd.services.snapshots.v1.Snapshots";
@@ -112,6 +112,35 @@ fn status_asks_the_running_daemon() {
                 "1 committed, 1 active, 0 views",
             ],
         )
+    });
+}
+
+#[test]
+fn archives_that_are_held_are_counted_with_the_image_service_and_without() {
+    test(|host| {
+        let archive = Store::new(host)?.build("archive", "echo > $out", &[])?;
+        for enable in [true, false] {
+            let config = config(host).line(format!("image_service.enable = {enable}"));
+            let _daemon = Daemon::start(&config)?;
+            let count = || -> Result<_> {
+                let told = status(host, &config)?["image_archives"].as_u64();
+                let metric = metrics(host)?.value("nix_snapshotter_image_archives", &[]);
+                let table = succeed(&mut command(host, &config, &["status"]))?;
+                let line = format!("{}, held for images", told.context("no number")?);
+                says(&table, &["archives", &line])?;
+                Ok((told, metric))
+            };
+            ensure!(count()? == (Some(0), 0.0), "{:?}", count());
+            // containerd is not there: nobody releases it.
+            let name = archive.path().trim_start_matches("/nix/store/");
+            let dir = config.root().join("images");
+            let mut hold = Command::new("nix-store");
+            hold.args(["--realise", archive.path(), "--add-root"]);
+            succeed(hold.arg(dir.join(name).join("path")))?;
+            ensure!(count()? == (Some(1), 1.0), "{:?}", count());
+            fs::remove_dir_all(dir)?;
+        }
+        Ok(())
     });
 }
 

@@ -42,7 +42,7 @@ fn layer(s: &Snapshotter, name: &str, parent: &str) -> Id {
 
 fn all(s: &Snapshotter) -> Vec<Info> {
     let mut infos = Vec::new();
-    s.list::<&str>(&[], |info| {
+    s.list::<&str>(&[], |_, info| {
         infos.push(info);
         ControlFlow::Continue(())
     })
@@ -196,7 +196,7 @@ fn every_refusal_has_its_code_and_changes_nothing() {
         (update("none", "parent"), NotFound, "\"none\""),
         (update("active", "parent"), InvalidArgument, "\"parent\""),
         (
-            s.list(&["name=x"], |_| ControlFlow::Break(())),
+            s.list(&["name=x"], |_, _| ControlFlow::Break(())),
             InvalidArgument,
             "byte 4",
         ),
@@ -363,7 +363,7 @@ fn a_list_is_of_one_moment_and_others_go_on_meanwhile() {
         create(&s, Kind::Active, key, "").unwrap();
     }
     let mut seen = Vec::new();
-    s.list(&["kind==active"], |info| {
+    s.list(&["kind==active"], |_, info| {
         if info.name == "a" {
             s.remove("b").unwrap();
             s.commit("aa", "c", None, Labels::new()).unwrap();
@@ -377,7 +377,7 @@ fn a_list_is_of_one_moment_and_others_go_on_meanwhile() {
     assert_eq!(seen, ["a", "c", "b"]);
     assert_eq!(names(&s), ["a", "aa"]);
     let mut count = 0;
-    s.list::<&str>(&[], |_| {
+    s.list::<&str>(&[], |_, _| {
         count += 1;
         ControlFlow::Break(())
     })
