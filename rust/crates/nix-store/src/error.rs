@@ -1,4 +1,10 @@
-use std::{fmt::Write as _, io, path::PathBuf, process::ExitStatus, time::Duration};
+use std::{
+    fmt::Write as _,
+    io,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
 
 use crate::{MAX_CLOSURE_PATHS, StorePath};
 
@@ -107,11 +113,11 @@ pub enum Error {
         /// The builder.
         program: String,
         /// The link.
-        link: PathBuf,
+        link: Box<Path>,
         /// The store path that it was called for.
         path: StorePath,
         /// What it has made instead.
-        found: String,
+        found: Box<str>,
     },
     /// The builder has left the GC root to Nix, which does not make it.
     #[error(

@@ -27,7 +27,10 @@ pub(super) async fn look(config: &Config, path: Option<&OsStr>) -> Vec<Finding> 
     }
     let Some(nix_store) = find("nix-store", path) else {
         findings.push(match config.external_builder {
-            Some(_) => NIX.note("nix-store is not on the PATH; the external builder stands for it"),
+            Some(_) => NIX.note(
+                "nix-store is not on the PATH; the external builder stands for it, and has to make \
+                 the GC roots",
+            ),
             None => NIX.error(
                 match path {
                     Some(_) => "nix-store is not on the PATH of the daemon",

@@ -365,11 +365,11 @@ impl Realisation<'_> {
         let mut command = Command::new(builder);
         command.args([link.as_os_str(), path.as_path().as_os_str()]);
         self.run(&mut command, subject).await?;
-        let other_link = |found| Error::OtherLink {
+        let other_link = |found: String| Error::OtherLink {
             program: name(builder),
-            link: link.to_owned(),
+            link: link.into(),
             path: path.clone(),
-            found,
+            found: found.into(),
         };
         match fs::read_link(link) {
             Ok(found) if found == path.as_path() => return Ok(RootBy::Builder),
