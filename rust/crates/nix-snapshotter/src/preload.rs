@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use image_loader::{Containerd, Error, PlannedImage, Platforms, Silent};
+use image_loader::{Containerd, Error, ImageArchive, PlannedImage, Platforms, Silent};
 use nix_image::Platform;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
@@ -144,8 +144,12 @@ struct Place<'a> {
 impl Place<'_> {
     /// Loads the images of an archive as soon as containerd can take them, and tells of each.
     async fn load(&self, file: &Path) -> Result<String, Error> {
+        // Once, and before containerd is waited for: a compressed archive is unpacked here.
+        let mut archive = image_loader::open(file)?;
+        let platform = Platforms::One(Platform::host());
+        let images = image_loader::images(&mut archive, &platform, None)?;
         loop {
-            match self.try_to_load(file).await {
+            match self.try_to_load(&mut archive, &images).await {
                 Err(error) if may_come(&error) && Instant::now() + RETRY < self.until => {
                     tracing::debug!(error = chain(&error), "waiting for containerd");
                     sleep(RETRY).await;
@@ -155,20 +159,20 @@ impl Place<'_> {
         }
     }
 
-    async fn try_to_load(&self, file: &Path) -> Result<String, Error> {
-        // Before containerd is waited for.
-        let mut archive = image_loader::open(file)?;
-        let platform = Platforms::One(Platform::host());
-        let images = image_loader::images(&mut archive, &platform, None)?;
+    async fn try_to_load(
+        &self,
+        archive: &mut ImageArchive,
+        images: &[PlannedImage],
+    ) -> Result<String, Error> {
         let mut containerd = Containerd::connect(self.address, self.namespace).await?;
         let load = async |containerd: &Containerd| {
             let mut told = String::new();
-            for image in &images {
+            for image in images {
                 let was_there = was_there(containerd, image).await?;
                 let (labels, progress) = (HashMap::new(), &Silent);
                 image_loader::load(
                     containerd,
-                    &mut archive,
+                    archive,
                     self.snapshotter,
                     image,
                     &labels,

@@ -104,6 +104,8 @@ fn containerd_and_the_daemon_are_waited_for() {
         thread::scope(|scope| {
             let loading = scope.spawn(|| succeed(&mut early));
             thread::sleep(Duration::from_secs(1));
+            // It has been read, and is not unpacked again with each attempt.
+            fs::remove_file(&archive)?;
             node.restart()?;
             thread::sleep(Duration::from_secs(1));
             let _daemon = Daemon::start(&daemon)?;
