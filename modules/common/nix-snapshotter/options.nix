@@ -36,7 +36,12 @@ in
   };
 
   settings = mkOption {
-    type = import ./settings.nix { inherit lib toml rootless; };
+    type = types.submoduleWith {
+      # The library's own words for it are not those of 25.05 any more.
+      inherit (toml.type) description;
+      shorthandOnlyDefinesConfig = true;
+      modules = [ (import ./settings.nix { inherit lib toml rootless; }) ];
+    };
     default = { };
     example = literalExpression ''
       {

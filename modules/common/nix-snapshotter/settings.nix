@@ -1,4 +1,4 @@
-# The keys of the daemon's configuration file as options. The defaults are the daemon's own, of
+# The keys of the daemon's configuration file as options, a module of them. The defaults are the daemon's own, of
 # `rust/crates/nix-snapshotter/src/config.rs`: a test compares both.
 { lib, toml, rootless }:
 let
@@ -8,7 +8,7 @@ let
     type = if builtins.isBool default then types.bool else types.ints.unsigned;
   };
 in
-types.submodule {
+{
   freeformType = toml.type;
 
   options = {

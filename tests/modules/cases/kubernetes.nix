@@ -186,7 +186,7 @@ in
         services.kubernetes = {
           roles = [ "master" "node" ];
           masterAddress = "localhost";
-          # Its image would be fetched from a registry.
+          # Before 26.05, its image is fetched from a registry.
           addons.dns.enable = false;
         };
         virtualisation.containerd = {
@@ -204,7 +204,7 @@ in
           result.units."kubelet.service";
       "after it has started" = lib.elem "nix-snapshotter.service" result.config.systemd.services.kubelet.after;
       "nixpkgs' own settings are taken over" =
-        file.plugins."io.containerd.cri.v1.images".pinned_images.sandbox == "pause:latest"
+        lib.hasSuffix "pause:latest" file.plugins."io.containerd.cri.v1.images".pinned_images.sandbox
         && file.plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options.SystemdCgroup;
     };
 }

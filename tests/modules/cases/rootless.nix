@@ -79,8 +79,9 @@ in
     in
     checks.accepted result // {
       "the same units" = lib.intersectLists names (lib.attrNames services) == names;
-      "the same command" = services.nix-snapshotter.Service.ExecStart
-      == (nixos containerd).config.systemd.user.services.nix-snapshotter.serviceConfig.ExecStart;
+      # A list since 26.05.
+      "the same command" = lib.toList services.nix-snapshotter.Service.ExecStart
+      == lib.toList (nixos containerd).config.systemd.user.services.nix-snapshotter.serviceConfig.ExecStart;
       "the same PATH" = lib.all
         (package: lib.any (hasPath "${package}/bin") services.nix-snapshotter.Service.Environment)
         [ pkgs.nix pkgs.coreutils pkgs.findutils pkgs.gnugrep pkgs.gnused pkgs.systemd ];
@@ -92,6 +93,8 @@ in
       "their file is there" = result.config.xdg.configFile ? "nix-snapshotter/rootless.toml"
       && lib.hasInfix ''NIX_SNAPSHOTTER_CONFIG="/home/alice/.config/nix-snapshotter/rootless.toml"''
         result.config.home.sessionVariablesExtra;
+      # runc asks the user's systemd for control groups by busctl.
+      "and that of containerd" = lib.any (lib.hasSuffix ":${pkgs.systemd}/bin\"") services.containerd.Service.Environment;
       "it is wanted" = services.nix-snapshotter.Install.WantedBy == [ "default.target" ];
       "variables" = lib.hasInfix "CONTAINERD_SNAPSHOTTER" result.config.home.sessionVariablesExtra;
     };
