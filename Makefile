@@ -13,7 +13,7 @@ export PREFIX ?= build/bin
 
 all: build
 
-build: ## Build both programs into build/bin, man pages and completions into build/share
+build: ## Build both programs into build/bin, man pages and completions into build/share, the unit into build/lib
 	@dev/build nix-snapshotter nix2container
 
 nix-snapshotter nix2container: ## Build one of them

@@ -61,7 +61,7 @@ page_is_golden() {
 page_is_of_the_modules() {
     local failed=0 containerd=containerd-1.7.toml
     ! containerd_is_2 || containerd=containerd.toml
-    page_is_golden /etc/systemd/system/nix-snapshotter.service rootful/system/nix-snapshotter.service || ((failed += 1))
+    page_is_golden /etc/systemd/system/nix-snapshotter.service package/system/nix-snapshotter.service || ((failed += 1))
     page_is_golden /etc/systemd/system/preload-containerd.service rootful/system/preload-containerd.service \
         '/^Environment="PATH=/d' || ((failed += 1))
     page_is_golden /etc/containerd/config.toml "rootful/files/$containerd" || ((failed += 1))

@@ -1,6 +1,6 @@
 # What the main configurations are on a machine.
 #
-# Gives texts by the paths that they have below tests/golden. A package is written @name@, without its hash and version;
+# Gives `texts` by the paths that they have below tests/golden. A package is written @name@, without its hash and version;
 # so is a file that is made of the configuration, and stands below files/.
 #
 #   system/, user/   units
@@ -9,6 +9,9 @@
 #   packages         those whose programs users have on their PATH
 #   profile          what a login shell reads
 #   tmpfiles.conf    as tmpfiles.d(5) describes it
+#
+# And the paths of those that are `stale`, whatever the release of nixpkgs: its own units are left out, and what it adds to
+# every unit. The texts are of x86_64-linux and of the release that dev/test-nix is run with.
 { pkgs, lib ? pkgs.lib, home-manager }:
 let
   evaluate = import ./evaluate.nix { inherit lib pkgs home-manager; };
@@ -19,27 +22,30 @@ let
   checkIds = import ../../modules/common/containerd/subordinate-ids.nix { inherit pkgs; };
   k3s = import ../../modules/common/k3s.nix { inherit lib pkgs; };
   export = import ../../modules/common/environment.nix { inherit lib; };
+  inherit (import ../../modules/common/unit.nix { inherit lib; }) toText;
 
   packagesByName = text: lib.concatMapStrings
     (part: if builtins.isString part then part else "@${lib.head part}@")
     (builtins.split "${builtins.storeDir}/[a-z0-9]{32}-([A-Za-z][A-Za-z0-9+._?=]*(-[A-Za-z][A-Za-z0-9+._?=]*)*)(-[0-9][A-Za-z0-9+._?=-]*)?"
       (builtins.unsafeDiscardStringContext text));
 
-  # The manager of Home Manager writes units itself, and no function for it is to be had.
-  unitText = sections: lib.concatStringsSep "\n" (lib.mapAttrsToList
-    (section: directives: "[${section}]\n" + lib.concatStrings (lib.mapAttrsToList
-      (name: it: lib.concatMapStrings
-        (one: "${name}=${if builtins.isBool one then lib.boolToString one else toString one}\n")
-        (lib.toList it))
-      directives))
-    sections);
+  # The options of units that nobody sets are null or empty lists in newer releases of Home Manager.
+  unitText = unit: toText (lib.mapAttrs (_: lib.filterAttrs (_: value: value != null)) unit);
 
-  script = program: ''
-    #!/usr/bin/env bash
-    set -o errexit -o nounset -o pipefail
-    export PATH="${lib.makeBinPath program.runtimeInputs}:$PATH"
-
-    ${program.text}'';
+  # As writeShellApplication puts it together. Where nothing can be built, its parts are what there is.
+  script = program: lib.concatStringsSep "\n" ([ "#!/usr/bin/env bash" ] ++ (
+    if program ? runtimeInputs
+    then [
+      "set -o errexit"
+      "set -o nounset"
+      "set -o pipefail"
+      ""
+      "export PATH=\"${lib.makeBinPath program.runtimeInputs}:$PATH\""
+      ""
+      program.text
+    ]
+    else lib.tail (lib.splitString "\n" (lib.removeSuffix "\n" program.text))
+  ));
 
   under = directory: lib.mapAttrs' (name: lib.nameValuePair "${directory}/${name}");
   pick = names: texts: lib.genAttrs names (name: texts.${name});
@@ -139,6 +145,10 @@ let
       under "system" (pick [ "nix-snapshotter.service" ] units)
       // under "files" (containerdFiles config.virtualisation.containerd.settings // daemonFiles config.services.nix-snapshotter)
       // { "tmpfiles.conf" = lines (tmpfiles config.systemd.tmpfiles.settings."10-nix-snapshotter"); };
+    # What the package has for other distributions.
+    package = under "system" {
+      "nix-snapshotter.service" = import ../../pkgs/systemd-unit.nix { inherit lib pkgs; } pkgs.nix-snapshotter;
+    };
 
     rootless =
       let inherit (user rootless) config userUnits; in
@@ -167,9 +177,10 @@ let
       under "files" (pick [ "containerd-namespaces-child" ] (rootlessFiles config));
 
     # The files are those of the above.
-    home-manager = under "user" (lib.mapAttrs' (name: unit: lib.nameValuePair "${name}.service" (unitText unit))
-      (pick [ "containerd-namespaces" "containerd" "nix-snapshotter" "preload-containerd" ]
-        (evaluate.homeManager rootless).userServices));
+    home-manager = lib.optionalAttrs (home-manager != null)
+      (under "user" (lib.mapAttrs' (name: unit: lib.nameValuePair "${name}.service" (unitText unit))
+        (pick [ "containerd-namespaces" "containerd" "nix-snapshotter" "preload-containerd" ]
+          (evaluate.homeManager rootless).userServices)));
 
     k3s =
       let
@@ -233,7 +244,19 @@ let
       // shown config [ cfg.package config.services.k3s.rootless.nsenter config.services.k3s.rootless.package ]
       // { profile = export config.services.nix-snapshotter.userServices.variables; };
   };
+  texts = lib.concatMapAttrs
+    (name: files: under name (lib.mapAttrs (_: packagesByName) files))
+    configurations;
+
+  isOfNixpkgs = path: lib.any (unit: lib.hasSuffix "/system/${unit}.service" path) [ "containerd" "k3s" ];
+  ours = text: lib.replaceStrings [ "linux/${pkgs.go.GOARCH}" ] [ "linux/amd64" ] (lib.concatStringsSep "\n"
+    (lib.filter (line: builtins.match "Environment=\"(LOCALE_ARCHIVE|PATH|TZDIR)=.*" line == null)
+      (lib.splitString "\n" text)));
+  isStale = path: text:
+    let file = ../golden + "/${path}"; in
+    !(isOfNixpkgs path) && !(builtins.pathExists file && ours text == ours (builtins.readFile file));
 in
-lib.concatMapAttrs
-  (name: texts: under name (lib.mapAttrs (_: packagesByName) texts))
-  configurations
+{
+  inherit texts;
+  stale = lib.attrNames (lib.filterAttrs isStale texts);
+}

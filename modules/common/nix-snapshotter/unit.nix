@@ -123,7 +123,7 @@ in
       unit = lib.optionalAttrs (cfg.configFile == null) { RequiresMountsFor = cfg.settings.root; };
       environment = common.environment // { XDG_CACHE_HOME = "/var/cache/nix-snapshotter"; };
       service = common.service // {
-        ExecStart = "${cfg.package}/bin/nix-snapshotter --config ${configFile}";
+        ExecStart = "${cfg.package}/bin/nix-snapshotter" + lib.optionalString (configFile != null) " --config ${configFile}";
         # For a builder that evaluates.
         CacheDirectory = "nix-snapshotter";
       } // patience cfg // hardening cfg;
