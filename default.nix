@@ -1,6 +1,7 @@
 # The outputs of flake.nix for Nix without flakes, on the inputs that flake.lock pins:
 #
-#   nix-build -A packages.x86_64-linux.default
+#   nix-build
+#   nix-build --attr packages.x86_64-linux.image-hello
 #   imports = [ (import "${nix-snapshotter}").nixosModules.default ];
 let
   inherit ((builtins.fromJSON (builtins.readFile ./flake.lock))) nodes;
@@ -20,5 +21,6 @@ let
 
   nixpkgs = flake (fetch "nixpkgs") { };
   home-manager = flake (fetch "home-manager") { inherit nixpkgs; };
+  self = flake ./. { inherit nixpkgs home-manager; };
 in
-removeAttrs (flake ./. { inherit nixpkgs home-manager; }) [ "outPath" ]
+removeAttrs self [ "outPath" ] // { inherit (self.packages.${builtins.currentSystem}) default; }

@@ -47,7 +47,7 @@ let
     nixos = snippet: evaluate.nixos {
       imports = [ (imported snippet) ];
       _module.args.nix-snapshotter = project;
-      # Its image would be fetched from a registry.
+      # Before 26.05, its image is fetched from a registry.
       services.kubernetes.addons.dns.enable = false;
     };
 

@@ -17,6 +17,14 @@ let
     touch $out
   '';
 
+  golden = import ../modules/golden.nix { inherit pkgs home-manager; };
+
+  # What has scripts.
+  scripts = lib.fileset.toSource {
+    root = ../..;
+    fileset = lib.fileset.unions [ ../../dev ../../tests (lib.fileset.maybeMissing ../../.ci) ];
+  };
+
   reference = (import ../../modules/reference.nix { inherit lib pkgs; }).text;
 
   failures = lib.runTests (import ./image-arguments.nix {
@@ -25,9 +33,13 @@ let
   });
 in
 {
-  inherit (pkgs.nix-snapshotter.tests) clippy rustdoc;
+  inherit (pkgs.nix-snapshotter.tests) clippy rustdoc rustfmt;
 
   modules = (import ../modules { inherit pkgs home-manager; }).check;
+
+  golden =
+    if golden.stale == [ ] then pkgs.emptyFile
+    else throw "tests/golden is not of the modules: run make docs. It is about ${toString golden.stale}";
 
   docs = pkgs.runCommand "check-docs" { } ''
     diff -u ${../../docs/configuration.md} ${pkgs.writeText "configuration.md" reference} ||
@@ -37,6 +49,15 @@ in
 
   nixpkgs-fmt = check "nixpkgs-fmt" "nixpkgs-fmt --check";
   deadnix = check "deadnix" "deadnix --fail";
+
+  shellcheck = pkgs.runCommand "check-shellcheck" { nativeBuildInputs = [ pkgs.shellcheck ]; } ''
+    cd ${scripts}
+    source dev/lib/scripts.sh
+    mapfile -t found < <(grep --recursive --files-with-matches -E "$script_shebang" . | scripts_among)
+    ((''${#found[@]} > 0))
+    shellcheck --external-sources --check-sourced "''${found[@]}"
+    touch $out
+  '';
 
   image-arguments =
     if failures == [ ] then pkgs.emptyFile
