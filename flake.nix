@@ -60,6 +60,7 @@
 
       apps = forEachSystem (pkgs: import ./pkgs/apps.nix {
         inherit lib;
+        inherit (pkgs) writeShellScript;
         examples = examples pkgs;
         machines = machines pkgs;
         tests = machineTests pkgs;

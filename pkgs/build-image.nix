@@ -75,7 +75,8 @@ let
         option "--config" configFile
         ++ option "--closure" closure
         ++ option "--annotations" layerFormat
-        ++ option "--from-image" fromImage
+        # A path beside the expression is copied to the store.
+        ++ lib.optionals (fromImage != null) [ "--from-image" "${fromImage}" ]
         ++ lib.optionals (trees != [ ]) [ "--copy-to-root" treesFile "--copy-to-root-mode" copyToRootMode ]
         ++ lib.optional baseLayout "--base-layout"
         ++ pairs "--label" labels
@@ -108,10 +109,12 @@ let
   known = lib.attrNames (lib.functionArgs build);
   checked = args:
     let
-      found = problems known args;
-      name = if lib.isString (args.name or null) then args.name else "an image";
+      # `null` is as if it was not given.
+      given = lib.filterAttrs (_: value: value != null) args;
+      found = problems known given;
+      name = if lib.isString (given.name or null) then given.name else "an image";
     in
-    if found == [ ] then build args
+    if found == [ ] then build given
     else throw "buildImage cannot build ${name}:${lib.concatMapStrings (problem: "\n- ${problem}") found}";
 in
 lib.setFunctionArgs checked (lib.functionArgs build)

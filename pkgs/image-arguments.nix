@@ -70,9 +70,9 @@ let
     ))
     (lib.subtractLists known (attrNames args));
 
-  # Whether an argument that is given passes a test. `null` is as if it was not given.
+  # Whether an argument that is given passes a test.
   check = name: test: reason:
-    optional (args.${name} or null != null && !test args.${name}) "`${name}` ${reason args.${name}}";
+    optional (args ? ${name} && !test args.${name}) "`${name}` ${reason args.${name}}";
   checkBool = name: check name isBool (value: "is ${show value}: it is true or false");
   checkOneOf = name: values:
     check name (value: elem value values)
@@ -86,7 +86,7 @@ let
   isName = value: builtins.match "(${component}(:[0-9]+)?/)?${component}(/${component})*" value != null;
   nameAndTag = builtins.match "(.*):([^/:]*)" args.name;
   name =
-    if args.name or null == null then
+    if !(args ? name) then
       [ ''`name` is missing: it names the image, as in `name = "ghcr.io/ann/hello"`'' ]
     else if !isString args.name then
       [ "`name` is ${a args.name}: it is a string" ]
@@ -108,7 +108,7 @@ let
 
   isReadable = value: isString value || isPath value || isDerivation value;
   fromImage =
-    if (args.fromImage or null).isExe or false then
+    if args.fromImage.isExe or false then
       [ "`fromImage` is a program that prints an image, made by streamLayeredImage: take buildLayeredImage, which makes an archive" ]
     else
       check "fromImage" isReadable
@@ -118,7 +118,7 @@ let
     (tree:
       optional (!(isReadable tree && lib.isStorePath "${tree}"))
         "`copyToRoot` has ${if isString tree then show tree else a tree}: it takes derivations and store paths. For parts of these, take pkgs.buildEnv with `pathsToLink`")
-    (if args.copyToRoot or null == null then [ ] else toList args.copyToRoot);
+    (toList (args.copyToRoot or [ ]));
 
   configs =
     if !isAttrs (args.config or { }) then

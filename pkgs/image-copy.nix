@@ -2,10 +2,9 @@
 { lib, writeShellScriptBin, nix-snapshotter }:
 
 let
-  # A word in which the shell expands variables when the program runs, as in "$XDG_RUNTIME_DIR/containerd/containerd.sock".
-  expanded = word:
-    ''"${lib.replaceStrings [ "\\" "\"" "`" "$(" ] [ "\\\\" "\\\"" "\\`" "\\$(" ] word}"'';
-  option = flag: value: lib.optionals (value != null) [ flag (expanded value) ];
+  # The shell expands the value when the program runs, as in "$XDG_RUNTIME_DIR/containerd/containerd.sock" and
+  # "$(git rev-parse HEAD)".
+  option = flag: value: lib.optionals (value != null) [ flag "\"${value}\"" ];
 
   program = name: words: writeShellScriptBin name ''
     set -euo pipefail
@@ -23,12 +22,13 @@ in
     );
 
   # Loads an archive into containerd. What is not given here says the environment (CONTAINERD_ADDRESS,
-  # CONTAINERD_NAMESPACE), or else nix2container's defaults.
-  toContainerd = archive: { address ? null, namespace ? null }:
+  # CONTAINERD_NAMESPACE, CONTAINERD_SNAPSHOTTER), or else nix2container's defaults.
+  toContainerd = archive: { address ? null, namespace ? null, snapshotter ? null }:
     program "copy-to-containerd" (
       [ "load" ]
       ++ option "--address" address
       ++ option "--namespace" namespace
+      ++ option "--snapshotter" snapshotter
       ++ [ "${archive}" ]
     );
 }

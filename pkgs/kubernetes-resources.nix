@@ -8,7 +8,10 @@ let
     config.entrypoint = [ "${pkgs.redis}/bin/redis-server" ];
   };
 
-  labels."app.kubernetes.io/name" = "redis";
+  labels = {
+    name = "redis";
+    "app.kubernetes.io/name" = "redis";
+  };
   port = 6379;
 in
 {
@@ -22,7 +25,7 @@ in
         image = image.image;
         # Without it, redis answers nobody from outside of its pod.
         args = [ "--protected-mode" "no" ];
-        ports = [{ name = "redis"; containerPort = port; }];
+        ports = [{ name = "client"; containerPort = port; }];
         readinessProbe.tcpSocket = { inherit port; };
       }
     ];
@@ -36,7 +39,7 @@ in
       # Rootless k3s binds the ports of this type of service alone on the host.
       type = "LoadBalancer";
       selector = labels;
-      ports = [{ name = "redis"; port = 30000; targetPort = port; }];
+      ports = [{ name = "client"; port = 30000; targetPort = port; }];
     };
   };
 }

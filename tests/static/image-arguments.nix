@@ -45,14 +45,16 @@ in
     compression = "zstd";
     layerFormat = "per-path";
   };
-  testNull = isFine { tag = null; fromImage = null; copyToRoot = null; created = null; };
   testRegistryWithPort = isFine { name = "registry.example.org:5000/a/b_c/d__e-f.g"; };
 
   testUnknown = says { tags = [ ]; } [ "`tags` is no argument: there are `annotations`, `baseLayout`, " ];
   testUnknownOfDockerTools = says { contents = [ ]; } [ "`contents` is no argument: `copyToRoot` takes its place" ];
   testUnknownOfConfig = says { entrypoint = [ ]; } [ "`entrypoint` is no argument: write `config.entrypoint = …`" ];
 
-  testNoName = says { name = null; } [ "`name` is missing" ];
+  testNoName = {
+    expr = map (lib.hasPrefix "`name` is missing") (problems { });
+    expected = [ true ];
+  };
   testUpperCase = says { name = "ghcr.io/Ann/hello"; } [
     ''`name` is "ghcr.io/Ann/hello", and names of images have no upper-case letters: write "ghcr.io/ann/hello"''
   ];
