@@ -7,7 +7,7 @@ let
     service = lib.recursiveUpdate k8sResources.redisService {
       spec = {
         type = "NodePort";
-        ports = [{ name = "redis"; port = 6379; nodePort = 30000; }];
+        ports = [{ name = "client"; port = 6379; nodePort = 30000; }];
       };
     };
   };
@@ -21,7 +21,7 @@ in
     services.kubernetes = {
       roles = [ "master" "node" ];
       masterAddress = "localhost";
-      # An image of a registry, which cannot be reached.
+      # Nothing here is looked up by name.
       addons.dns.enable = false;
     };
 

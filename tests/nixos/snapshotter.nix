@@ -17,7 +17,7 @@ let
     };
   };
 
-  machines = import ./common/machines.nix [ examples.hello examples.redis examples.redisWithShell file ordinary ];
+  machines = import ./common/machines.nix [ examples.hello examples.redis examples.redisWithShell file ];
 in
 {
   nodes = machines;
@@ -44,7 +44,9 @@ in
             machine.succeed(run("nerdctl run --detach --publish 30000:6379 ${examples.redis.image}"))
             machine.wait_until_succeeds("redis-cli -p 30000 ping | grep PONG")
 
+        # Not from the start: the scenarios look at what is in snapshots.
         with subtest(f"{machine.name}: an ordinary image beside it"):
+            machine.succeed(run("nix2container load ${ordinary}"))
             machine.succeed(run("nerdctl run --detach --publish 30001:6379 ${ordinaryName}"))
             machine.wait_until_succeeds("redis-cli -p 30001 ping | grep PONG")
   '';
