@@ -1,51 +1,56 @@
 # shellcheck shell=bash
-# Programs in Go that tests need, built as tests/tools/go.mod and go.sum pin them:
+# Programs in Go that tests need: the tools of modules below tests/, built as their go.mod and go.sum pin them.
 #
-#   build/tools/lock    held while they are built
-#   build/tools/stamp   a digest of what they were built from
-#   build/tools/NAME    the programs
-#   build/tools/go      Debian's Go, where the PATH has none that is new enough
+#   build/tools/lock          held while they are built
+#   build/tools/MODULE.stamp  a digest of what those of a module were built from
+#   build/tools/NAME          the programs
+#   build/tools/go            Debian's Go, where the PATH has none that is new enough
 
-go_module=$repo/tests/tools
 go_built=$build/tools
 
-# go_tools: builds what is not built yet. Where that cannot be, it fails and sets go_refusal.
+# go_tools MODULE: builds the tools of tests/MODULE, unless they are. Where that cannot be, it fails and sets go_refusal.
 go_tools() {
-    local stamp lock status=0
+    local module=$1 stamp lock status=0
     go_refusal=
     mkdir -p "$go_built"
-    stamp=$(cat "$repo/dev/lib/go.sh" "$go_module"/go.{mod,sum} | sha256sum | cut -d ' ' -f 1)
+    stamp=$(cat "$repo/dev/lib/go.sh" "$repo/tests/$module"/go.{mod,sum} | sha256sum | cut -d ' ' -f 1)
     exec {lock}<>"$go_built/lock"
     flock "$lock"
-    go_is_built "$stamp" || go_build "$stamp" || status=$?
+    go_is_built "$(go_stamp "$module")" "$stamp" || go_build "$module" "$stamp" || status=$?
     exec {lock}>&-
     return "$status"
 }
 
-go_is_built() {
-    [[ -e $go_built/stamp && $(<"$go_built/stamp") == "$1" ]]
+go_stamp() {
+    printf '%s\n' "$go_built/$(basename "$1").stamp"
 }
 
-# go_build STAMP: what cannot be had is a refusal; what does not compile ends the script.
+go_is_built() {
+    [[ -e $1 && $(<"$1") == "$2" ]]
+}
+
+# go_build MODULE STAMP: what cannot be had is a refusal; what does not compile ends the script.
 go_build() {
-    local tools
-    go_find || return
-    note "downloading the modules of kubelet and crictl"
-    if ! go_run mod download; then
-        go_refusal="the Go modules cannot be downloaded"
+    local module=$1 stamp=$2 tools
+    go_find "$module" || return
+    note "downloading what the tools of tests/$module are made of"
+    # Their dependencies, too, so that nothing is left to be downloaded.
+    if ! tools=$(go_run "$module" list -deps -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' tool); then
+        go_refusal="the Go modules of tests/$module cannot be downloaded"
         return 1
     fi
-    note "building kubelet and crictl, once: some minutes"
-    mapfile -t tools < <(go_run list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' tool)
-    rm -f "$go_built/stamp"
-    go_run build -trimpath -ldflags='-s -w' -o "$go_built/" "${tools[@]}" || die "kubelet and crictl do not compile."
-    echo "$1" >"$go_built/stamp"
+    note "building ${tools//$'\n'/, }, once: some minutes"
+    rm -f "$(go_stamp "$module")"
+    # shellcheck disable=SC2086  # One word each.
+    go_run "$module" build -trimpath -ldflags='-s -w' -o "$go_built/" $tools ||
+        die "the tools of tests/$module do not compile."
+    echo "$stamp" >"$(go_stamp "$module")"
 }
 
-# go_find: sets go, a Go that is new enough: of the PATH, or of Debian.
+# go_find MODULE: sets go, a Go that is new enough: of the PATH, or of Debian.
 go_find() {
     local wanted
-    wanted=$(sed -n 's/^go //p' "$go_module/go.mod")
+    wanted=$(sed -n 's/^go //p' "$repo/tests/$1/go.mod")
     for go in "$(type -P go || true)" /usr/local/go/bin/go; do
         if go_is_at_least "$wanted"; then
             return
@@ -76,8 +81,9 @@ go_fetch() {
         trixie "$go_built/go" "${MIRROR:-http://deb.debian.org/debian}" >&2
 }
 
-# go_run ARGUMENT…: exactly what is pinned, with the Go that is there.
+# go_run MODULE ARGUMENT…: exactly what is pinned, with the Go that is there.
 go_run() (
-    cd "$go_module" || exit
+    cd "$repo/tests/$1" || exit
+    shift
     CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false' GOTOOLCHAIN=local GOWORK=off "$go" "$@"
 )

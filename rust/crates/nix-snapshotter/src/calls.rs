@@ -1,4 +1,5 @@
-//! What surrounds every call: its span, its line in the log when it has ended, its metrics.
+//! What surrounds every call: its span, its deadline, its line in the log when it has ended, its
+//! metrics.
 //!
 //! [`Calls`] is a layer around all services. It knows the method and the headers of a call and
 //! sees its status; what the call is about, the services tell by [`about`]. A call ends when its
@@ -19,6 +20,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Level, Span, field::Empty};
 
 use crate::{
+    deadline::Deadline,
     logging::{cut, excerpt},
     metrics::Metrics,
 };
@@ -111,10 +113,11 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let mut call = Call::begin(&request, Arc::clone(&self.metrics));
+        let deadline = Deadline::of(request.headers());
         let span = call.span.clone();
         let answer = span.in_scope(|| self.service.call(request));
         let observed = async move {
-            let response = answer.await?;
+            let response = deadline.bound(answer).await?;
             // Where there is no message, the status is in the headers.
             call.status = Status::from_header_map(response.headers());
             Ok(response.map(|body| Body::new(ObservedBody { body, call })))

@@ -3,7 +3,8 @@
 //! * [`cli`], [`config`]: what was asked for.
 //! * [`server`], [`socket`]: the life of the process.
 //! * [`grpc`], [`error`]: the wire; they translate and decide nothing.
-//! * [`calls`], [`logging`], [`metrics`]: what every call leaves behind, in the log and in numbers.
+//! * [`calls`], [`logging`], [`metrics`]: what every call leaves behind, in the log and in numbers;
+//!   [`deadline`]: when it is too late for its answer.
 //! * [`health`], [`status`], [`client`]: how a daemon is, as it says itself; and how it is asked.
 //! * [`doctor`]: what around it does not fit.
 //! * [`inventory`]: how much there is of everything.
@@ -20,6 +21,7 @@ mod calls;
 mod cli;
 mod client;
 mod config;
+mod deadline;
 mod doctor;
 mod error;
 mod grpc;

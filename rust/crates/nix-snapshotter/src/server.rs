@@ -15,6 +15,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
 use crate::{
@@ -57,8 +58,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let listener = UnixListener::from_std(socket.listener()?)?;
 
     let (stopping, stopped) = oneshot::channel();
-    let serving = Server::builder()
-        .layer(Calls::new(Arc::clone(&metrics)))
+    let serving = server(Arc::clone(&metrics))
         .add_service(
             SnapshotsServer::new(service)
                 .max_decoding_message_size(MAX_MESSAGE)
@@ -114,8 +114,19 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Largest list of headers that is taken, as by Go's servers of gRPC (`defaultServerMaxHeaderListSize`):
+/// what containerd would take is not to fail before it.
+const MAX_HEADERS: u32 = 16 << 20;
+
+/// What takes calls, for services to be added to.
+pub(crate) fn server(metrics: Arc<Metrics>) -> Server<Stack<Calls, Identity>> {
+    Server::builder()
+        .http2_max_header_list_size(MAX_HEADERS)
+        .layer(Calls::new(metrics))
+}
+
 /// Opens what is kept on disk; from here on, no other daemon can have this root.
-fn open(config: &Config) -> anyhow::Result<NixSnapshotter> {
+pub(crate) fn open(config: &Config) -> anyhow::Result<NixSnapshotter> {
     let store_dir = config.store_dir()?;
     let snapshots =
         Snapshotter::open(&config.root, &config.snapshot_options()).with_context(|| {

@@ -2,23 +2,17 @@
 
 use std::{path::Path, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use e2e::{
-    archive::{archive, image},
+    archive::image,
     containerd::NIX,
-    host::{Host, test},
+    host::test,
     node::{build, reference},
     process::{run, succeed},
     snapshots::says,
-    store::Object,
 };
 
-use crate::cluster::{Cluster, tool};
-
-fn hello_archive(host: &Host) -> Result<Object> {
-    let hello = format!("{}/bin/hello", host.fixture("hello")?);
-    archive(host, "hello", &[&hello], &[])
-}
+use crate::cluster::{Cluster, hello_archive, tool};
 
 #[test]
 fn crictl_pulls_inspects_and_removes_an_image() {

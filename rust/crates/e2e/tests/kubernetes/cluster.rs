@@ -18,6 +18,7 @@ use e2e::{
     daemon::{self, Daemon},
     host::{Host, unique},
     node::{build, reference},
+    observability::Http,
     process::{Ended, poll, run, succeed, when},
     store::Object,
 };
@@ -45,6 +46,7 @@ pub(crate) struct Cluster {
     pub(crate) containerd: Containerd,
     pub(crate) daemon: Daemon,
     crictl: PathBuf,
+    metrics: PathBuf,
     /// What the daemon had before the first pod.
     before: daemon::Kept,
 }
@@ -56,8 +58,13 @@ impl Cluster {
         let pause = reference("pause");
         // Where its socket is, containerd says when it runs.
         let socket = host.dir().join(unique("containerd-socket"));
+        let metrics = host.dir().join(unique("metrics"));
         let config = daemon::Config::new(host, &unique("daemon"))
-            .line(format!("image_service.containerd_address = {socket:?}"));
+            .line(format!("image_service.containerd_address = {socket:?}"))
+            .line(format!(
+                "metrics.address = \"unix://{}\"",
+                metrics.display()
+            ));
         let daemon = Daemon::start(&config)?;
         let containerd = Config::with_cri(&pause)
             .with_network()
@@ -72,6 +79,7 @@ impl Cluster {
             containerd,
             daemon,
             crictl,
+            metrics,
             before,
         })
     }
@@ -103,6 +111,13 @@ impl Cluster {
         poll("the CRI", PATIENCE, || {
             Ok(when(self.crictl_json("images", &[]).is_ok()))
         })
+    }
+
+    /// How many pulls kubelet has had of the daemon.
+    pub(crate) fn pulls(&self) -> Result<f64> {
+        let labels = [("method", "PullImage"), ("code", "OK")];
+        let metrics = Http::Unix(&self.metrics).metrics()?;
+        Ok(metrics.value("nix_snapshotter_rpc_duration_seconds", &labels))
     }
 
     /// The archives that the daemon holds.
@@ -155,11 +170,22 @@ fn pause_archive(host: &Host, reference: &str) -> Result<PathBuf> {
     build(host, reference, &entrypoint, &info, &[])
 }
 
-/// An archive with redis, which lets everybody in.
-pub(crate) fn redis_archive(host: &Host) -> Result<Object> {
+/// An archive with hello.
+pub(crate) fn hello_archive(host: &Host) -> Result<Object> {
+    let hello = format!("{}/bin/hello", host.fixture("hello")?);
+    archive(host, "hello", &[&hello], &[])
+}
+
+/// Starts a redis that lets everybody in.
+pub(crate) fn redis_command(host: &Host) -> Result<[String; 5]> {
     let server = format!("{}/bin/redis-server", host.fixture("redis")?);
-    let entrypoint = [&*server, "--protected-mode", "no", "--save", ""];
-    archive(host, "redis", &entrypoint, &[])
+    Ok([&server, "--protected-mode", "no", "--save", ""].map(str::to_owned))
+}
+
+/// An archive with redis.
+pub(crate) fn redis_archive(host: &Host) -> Result<Object> {
+    let command = redis_command(host)?;
+    archive(host, "redis", &command.each_ref().map(|word| &**word), &[])
 }
 
 /// Waits until redis answers there.

@@ -176,6 +176,22 @@ impl Kubelet {
         Ok(pod.map(|mut pod| pod["status"].take()))
     }
 
+    /// Waits until a pod's container waits for one of these reasons, and gives the message.
+    pub(crate) fn waiting(&self, pod: &str, reasons: &[&str]) -> Result<String> {
+        let mut last = None;
+        poll(&format!("{reasons:?} of the pod {pod}"), PATIENCE, || {
+            last = self.status(pod)?;
+            let status = last.as_ref();
+            let waiting = status.map(|status| &status["containerStatuses"][0]["state"]["waiting"]);
+            let waiting = waiting.filter(|waiting| {
+                let reason = waiting["reason"].as_str().unwrap_or_default();
+                reasons.contains(&reason)
+            });
+            Ok(waiting.map(|waiting| waiting["message"].as_str().unwrap_or_default().to_owned()))
+        })
+        .with_context(|| format!("{last:#?}"))
+    }
+
     /// Waits until a pod and its container run, and tells of them.
     pub(crate) fn running(&self, pod: &str) -> Result<Running> {
         let mut last = None;

@@ -2,5 +2,7 @@
 
 mod clients;
 mod cluster;
+mod failures;
 mod kubelet;
 mod pods;
+mod policies;

@@ -9,16 +9,15 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     archive::image,
-    host::{Host, test},
-    process::{poll, when},
-    snapshots::says,
-    store,
+    host::test,
+    process::{SETTLE, poll, succeed, when},
+    store::{self, Object},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Cluster, GATEWAY, REDIS, redis_answers, redis_archive},
-    kubelet::{PATIENCE, Running},
+    cluster::{Cluster, GATEWAY, REDIS, hello_archive, redis_answers, redis_archive},
+    kubelet::{Kubelet, PATIENCE, Running},
 };
 
 /// The port of the machine that leads to redis.
@@ -106,6 +105,15 @@ fn redis_answers_not(pod: &Running) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err()
 }
 
+/// Has kubelet remove whatever image is not in use: no disk is large enough. Its collection by
+/// thresholds would come too late, every five minutes.
+fn collect_images(kubelet: &mut Kubelet) -> Result<()> {
+    kubelet.reconfigure(&json!({
+        "evictionSoft": { "imagefs.available": "1Ei" },
+        "evictionSoftGracePeriod": { "imagefs.available": "1s" },
+    }))
+}
+
 #[test]
 fn what_a_pod_needed_is_freed_by_kubelets_collection_of_images() {
     test(|host| {
@@ -120,12 +128,7 @@ fn what_a_pod_needed_is_freed_by_kubelets_collection_of_images() {
             archive.exists(),
             "the archive was collected before its image"
         );
-        // No disk is large enough, so that kubelet removes whatever is not in use. Its collection by
-        // thresholds would come too late: every five minutes.
-        cluster.kubelet.reconfigure(&json!({
-            "evictionSoft": { "imagefs.available": "1Ei" },
-            "evictionSoftGracePeriod": { "imagefs.available": "1s" },
-        }))?;
+        collect_images(&mut cluster.kubelet)?;
         cluster.keeps_nothing()?;
         store::collect_garbage()?;
         ensure!(!archive.exists(), "the archive is held still");
@@ -136,37 +139,48 @@ fn what_a_pod_needed_is_freed_by_kubelets_collection_of_images() {
     });
 }
 
+/// Whether kubelet has to leave the image of an archive alone.
+fn is_pinned(cluster: &Cluster, archive: &Object) -> Result<bool> {
+    let inspected = cluster.crictl_json("inspecti", &[&image(archive)])?;
+    Ok(inspected["status"]["pinned"] == true)
+}
+
+/// Whether the daemon holds an archive.
+fn is_held(cluster: &Cluster, archive: &Object) -> bool {
+    let name = archive.path().trim_start_matches("/nix/store/");
+    cluster.held().contains(name)
+}
+
 #[test]
-fn why_an_image_cannot_be_had_is_in_the_status_of_the_pod() {
-    test(|host: &Host| {
-        let cluster = Cluster::start(host)?;
-        let nobodys = "/nix/store/00000000000000000000000000000000-nobody-has-this";
-        let inside = format!("{}/bin/hello", host.fixture("hello")?);
-        for (pod, path, words) in [
-            ("absent", nobodys, &["nix-store", nobodys][..]),
-            ("inside", &inside, &["inside a store object"]),
-        ] {
-            let container = json!({ "name": "main", "image": format!("nix:0{path}") });
-            cluster.kubelet.add_pod(pod, &container)?;
-            let mut last = None;
-            let said = poll("what kubelet says", PATIENCE, || {
-                last = cluster.kubelet.status(pod)?;
-                let waiting = last
-                    .as_ref()
-                    .map(|status| &status["containerStatuses"][0]["state"]["waiting"]);
-                let is_refused = |waiting: &&Value| {
-                    let reason = waiting["reason"].as_str().unwrap_or_default();
-                    ["ErrImagePull", "ImagePullBackOff"].contains(&reason)
-                };
-                Ok(waiting
-                    .filter(is_refused)
-                    .map(|waiting| waiting["message"].to_string()))
-            })
-            .with_context(|| format!("{last:#?}"))?;
-            says(&said, words)?;
-            says(&cluster.kubelet.log(), words)?;
-            ensure!(cluster.held().is_empty(), "{:?}", cluster.held());
+fn what_is_pinned_is_left_out_of_kubelets_collection_of_images() {
+    test(|host| {
+        let mut cluster = Cluster::start(host)?;
+        let (pinned, other) = (hello_archive(host)?, hello_archive(host)?);
+        for archive in [&pinned, &other] {
+            succeed(&mut cluster.crictl(&["pull", &image(archive)]))?;
         }
-        Ok(())
+        let name = format!("{}:latest", image(&pinned));
+        let label = |value: &str| {
+            let label = format!("io.cri-containerd.pinned={value}");
+            let label = ["images", "label", &name, &label];
+            succeed(&mut cluster.containerd.ctr(&label))
+        };
+        label("pinned")?;
+        poll("the pin", SETTLE, || {
+            Ok(when(is_pinned(&cluster, &pinned)?))
+        })?;
+        ensure!(!is_pinned(&cluster, &other)?);
+        collect_images(&mut cluster.kubelet)?;
+        // Twice, so that kubelet has been through all of them.
+        for _ in 0..2 {
+            poll("the removal of the other image", PATIENCE, || {
+                Ok(when(!is_held(&cluster, &other)))
+            })?;
+            ensure!(is_held(&cluster, &pinned), "{:?}", cluster.held());
+            ensure!(is_pinned(&cluster, &pinned)?);
+            succeed(&mut cluster.crictl(&["pull", &image(&other)]))?;
+        }
+        label("")?;
+        cluster.keeps_nothing()
     });
 }

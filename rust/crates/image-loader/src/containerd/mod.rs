@@ -33,6 +33,10 @@ use tower::service_fn;
 
 use crate::Error;
 
+/// Largest list of headers that is taken from it, as by Go's clients of gRPC
+/// (`defaultClientMaxHeaderListSize`). The message of an error is one.
+const MAX_HEADER_BYTES: u32 = 16 << 20;
+
 /// A connection to containerd, in one namespace. containerd makes a namespace when
 /// something is put into it.
 pub struct Containerd {
@@ -92,7 +96,9 @@ impl Containerd {
 pub fn connect_lazily(address: &Path) -> Channel {
     let socket = without_scheme(address).to_owned();
     // Where the name of a host is wanted, as in headers, that is what local clients say.
-    Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_| {
+    let endpoint =
+        Endpoint::from_static("http://localhost").http2_max_header_list_size(MAX_HEADER_BYTES);
+    endpoint.connect_with_connector_lazy(service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     }))

@@ -1,11 +1,18 @@
 //! Calls that go on to containerd as they are.
 
-use std::path::{Path, PathBuf};
+use std::{
+    error::Error as StdError,
+    path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use tonic::{Status, body::Body, transport::Channel};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tonic::{ConnectError, Status, TimeoutExpired, body::Body, transport::Channel};
 use tower::{Service, ServiceExt};
 
-use crate::error::chain;
+use crate::{deadline, error::chain};
 
 /// Largest message of the CRI (`maxMsgSize` of kubelet and of containerd).
 pub(super) const MAX_MESSAGE: usize = 16 << 20;
@@ -39,122 +46,82 @@ impl Containerd {
         let mut channel = self.channel.clone();
         let answer = async { channel.ready().await?.call(request).await };
         match answer.await {
-            Ok(response) => response,
-            Err(error) => self.unreachable(&chain(&error)).into_http(),
+            Ok(response) => response.map(|body| {
+                Body::new(Forwarded {
+                    body,
+                    containerd: self.clone(),
+                })
+            }),
+            Err(error) => self.failure(error.into()).into_http(),
         }
     }
 
-    /// What is answered without containerd.
-    pub(super) fn unreachable(&self, reason: &str) -> Status {
-        Status::unavailable(format!(
-            "containerd cannot be reached at {}: {reason} (`image_service.containerd_address` names its socket)",
-            self.socket.display()
-        ))
+    /// What a caller hears where there is no answer, or no more of one.
+    fn failure(&self, error: Box<dyn StdError + Send + Sync>) -> Status {
+        let socket = self.socket.display();
+        // The status that tonic makes of an error of a body says the same with more words.
+        let status = error.downcast_ref::<Status>();
+        let reason = chain(status.and_then(StdError::source).unwrap_or(&*error));
+        if cause::<TimeoutExpired>(&*error).is_some() {
+            return deadline::passed();
+        }
+        if cause::<ConnectError>(&*error).is_some() {
+            return Status::unavailable(format!(
+                "containerd cannot be reached at {socket}: {reason} \
+                 (`image_service.containerd_address` names its socket)"
+            ));
+        }
+        match cause::<h2::Error>(&*error) {
+            // Only this call has ended, for a reason that has a code (gRPC over HTTP2, "Errors").
+            Some(end) if end.is_reset() => Status::new(
+                Status::from_error(error).code(),
+                format!("containerd has ended the call: {reason}"),
+            ),
+            _ => Status::unavailable(format!(
+                "the connection to containerd at {socket} has broken: {reason}"
+            )),
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::{convert::Infallible, pin::Pin, task::Poll};
+/// The first error of a type among an error and its causes.
+fn cause<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    let mut errors = std::iter::successors(Some(error), |&error| error.source());
+    errors.find_map(|error| error.downcast_ref())
+}
 
-    use bytes::Bytes;
-    use http::{HeaderMap, HeaderValue};
-    use http_body::Frame;
-    use http_body_util::{BodyExt, Full, StreamBody};
-    use tokio::net::UnixListener;
-    use tokio_stream::wrappers::UnixListenerStream;
-    use tonic::{server::NamedService, transport::Server};
+/// An answer of containerd's on its way. Where it breaks off, it ends with a status that says why,
+/// which on the wire an error of a body could not.
+struct Forwarded {
+    body: Body,
+    containerd: Containerd,
+}
 
-    use super::*;
+impl http_body::Body for Forwarded {
+    type Data = Bytes;
+    type Error = Status;
 
-    /// An image service of days to come, with a method that this program has never heard of: it
-    /// says three times what it is told, one after the other, and then repeats the metadata.
-    #[derive(Clone)]
-    struct Later;
-
-    impl NamedService for Later {
-        const NAME: &'static str = "runtime.v1.ImageService";
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context).map(|frame| {
+            let error = match frame? {
+                Ok(frame) => return Some(Ok(frame)),
+                Err(error) => error,
+            };
+            let mut trailers = http::HeaderMap::new();
+            let status = self.containerd.failure(error.into());
+            let written = status.add_header(&mut trailers);
+            Some(written.map(|()| Frame::trailers(trailers)))
+        })
     }
 
-    impl Service<http::Request<Body>> for Later {
-        type Response = http::Response<Body>;
-        type Error = Infallible;
-        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-            Box::pin(async move {
-                let (head, body) = request.into_parts();
-                let said = body.collect().await.unwrap().to_bytes();
-                let mut trailers = HeaderMap::new();
-                trailers.insert("grpc-status", HeaderValue::from_static("0"));
-                trailers.insert("x-method", head.uri.path().parse().unwrap());
-                trailers.insert("x-told", head.headers["x-told-bin"].clone());
-                let frames = [
-                    Frame::data(said.clone()),
-                    Frame::data(said.clone()),
-                    Frame::data(said),
-                    Frame::trailers(trailers),
-                ];
-                let frames = tokio_stream::iter(frames.map(Ok::<_, Status>));
-                let mut response = http::Response::new(Body::new(StreamBody::new(frames)));
-                let headers = response.headers_mut();
-                headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-                headers.insert("x-later", HeaderValue::from_static("header"));
-                Ok(response)
-            })
-        }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 
-    fn request(content: Bytes) -> http::Request<Body> {
-        http::Request::post("http://localhost/runtime.v1.ImageService/StreamWhatever")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("x-told-bin", "AAEC")
-            .body(Body::new(Full::new(content)))
-            .unwrap()
-    }
-
-    #[tokio::test]
-    async fn streams_methods_and_metadata_that_nobody_knows_yet_go_through() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("sock");
-        let containerd = Containerd::new(&socket);
-        let content = Bytes::from_static(b"\x00\x00\x00\x00\x04what");
-
-        // Nobody listens yet.
-        let refused = containerd.forward(request(content.clone())).await;
-        assert_eq!(refused.headers()["grpc-status"], "14");
-        let message = refused.headers()["grpc-message"].to_str().unwrap();
-        assert!(message.contains("containerd_address"), "{message}");
-
-        for _ in 0..2 {
-            let listener = UnixListener::bind(&socket).unwrap();
-            let incoming = UnixListenerStream::new(listener);
-            let server = Server::builder().add_service(Later);
-            let serving = tokio::spawn(server.serve_with_incoming(incoming));
-            // The connection of before may only show now that it is broken.
-            let mut response = containerd.forward(request(content.clone())).await;
-            if response.headers().contains_key("grpc-status") {
-                response = containerd.forward(request(content.clone())).await;
-            }
-            assert_eq!(response.headers()["x-later"], "header");
-            let collected = response.into_body().collect().await.unwrap();
-            let trailers = collected.trailers().unwrap().clone();
-            assert_eq!(trailers["grpc-status"], "0");
-            assert_eq!(
-                trailers["x-method"],
-                "/runtime.v1.ImageService/StreamWhatever"
-            );
-            assert_eq!(trailers["x-told"], "AAEC");
-            assert_eq!(collected.to_bytes(), [&content[..]; 3].concat());
-            // It ends, and comes back.
-            serving.abort();
-            let _ = serving.await;
-            std::fs::remove_file(&socket).unwrap();
-        }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

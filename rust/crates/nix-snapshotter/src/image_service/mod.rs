@@ -22,6 +22,8 @@ mod reconcile;
 mod reference;
 mod rewrite;
 mod store_usage;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::{
