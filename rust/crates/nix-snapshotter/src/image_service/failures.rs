@@ -39,6 +39,7 @@ impl Failures {
 /// Whether nothing is wrong but that containerd, or its way to this daemon, is not there.
 fn is_away(error: &Error) -> bool {
     match error {
+        Error::Unreachable { .. } => true,
         Error::Cri { status, .. } => is_broken(status),
         Error::Load(error) => match &**error {
             Load::Refused { status, .. } => is_broken(status),

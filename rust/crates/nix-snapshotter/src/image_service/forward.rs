@@ -12,7 +12,10 @@ use http_body::{Frame, SizeHint};
 use tonic::{ConnectError, Status, TimeoutExpired, body::Body, transport::Channel};
 use tower::{Service, ServiceExt};
 
-use crate::{deadline, error::chain};
+use crate::{
+    deadline,
+    error::{Error, chain},
+};
 
 /// Largest message of the CRI (`maxMsgSize` of kubelet and of containerd).
 pub(super) const MAX_MESSAGE: usize = 16 << 20;
@@ -66,10 +69,8 @@ impl Containerd {
             return deadline::passed();
         }
         if cause::<ConnectError>(&*error).is_some() {
-            return Status::unavailable(format!(
-                "containerd cannot be reached at {socket}: {reason} \
-                 (`image_service.containerd_address` names its socket)"
-            ));
+            let socket = self.socket.clone();
+            return Error::Unreachable { socket, reason }.into();
         }
         match cause::<h2::Error>(&*error) {
             // Only this call has ended, for a reason that has a code (gRPC over HTTP2, "Errors").
@@ -85,7 +86,9 @@ impl Containerd {
 }
 
 /// The first error of a type among an error and its causes.
-fn cause<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+pub(super) fn cause<'a, E: StdError + 'static>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a E> {
     let mut errors = std::iter::successors(Some(error), |&error| error.source());
     errors.find_map(|error| error.downcast_ref())
 }

@@ -3,13 +3,13 @@
 //! It hears of images that others load by events, and keeps them in memory: what containerd has,
 //! the CRI has a moment later.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use cri_api::v1::{ImageSpec, ImageStatusRequest, image_service_client::ImageServiceClient};
 use tokio::time::{Instant, sleep};
-use tonic::{Status, transport::Channel};
+use tonic::{ConnectError, Status, transport::Channel};
 
-use super::forward::{Containerd, MAX_MESSAGE};
+use super::forward::{Containerd, MAX_MESSAGE, cause};
 use crate::error::{Error, chain};
 
 /// How long the CRI may take to hear of an image.
@@ -28,10 +28,9 @@ impl Containerd {
     /// What a call fails with: the answer of containerd, or that there is none.
     pub(super) fn refused(&self, operation: &'static str) -> impl FnOnce(Status) -> Error {
         let socket = self.socket().to_owned();
-        move |status| match status.source() {
-            // A status that came over the connection has none.
-            Some(cause) => Error::Unreachable {
-                reason: chain(cause),
+        move |status| match cause::<ConnectError>(&status) {
+            Some(reason) => Error::Unreachable {
+                reason: chain(reason),
                 socket,
             },
             None => Error::Cri {

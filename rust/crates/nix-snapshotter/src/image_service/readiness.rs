@@ -11,7 +11,9 @@ use containerd_client::services::v1::{
 use cri_api::v1::{
     ImageFsInfoRequest, StatusRequest, runtime_service_client::RuntimeServiceClient,
 };
+use image_loader::Client;
 use serde::Deserialize;
+use tonic::transport::Channel;
 
 use super::forward::{Containerd, MAX_MESSAGE};
 use crate::error::Error;
@@ -60,7 +62,7 @@ impl Containerd {
         let request = PluginsRequest {
             filters: vec![format!("type=={SNAPSHOTTER:?}")],
         };
-        let answer = IntrospectionClient::new(self.channel())
+        let answer = IntrospectionClient::<Channel>::over(self.channel())
             .plugins(request)
             .await;
         let answer = answer.map_err(self.refused("list its plugins"))?;

@@ -114,14 +114,10 @@ impl Reconciler {
             filters: vec![REMOVALS.to_owned()],
         };
         let mut client = EventsClient::<Channel>::over(self.containerd.channel());
-        let refused = |status| Error::Cri {
-            operation: "tell of its images",
-            socket: self.containerd.socket().to_owned(),
-            status: Box::new(status),
-        };
+        let refused = || self.containerd.refused("tell of its images");
         let events = client.subscribe(subscribe).await;
-        let mut events = events.map_err(refused)?.into_inner();
-        while let Some(event) = events.message().await.map_err(refused)? {
+        let mut events = events.map_err(refused())?.into_inner();
+        while let Some(event) = events.message().await.map_err(refused())? {
             if event.namespace == KUBERNETES {
                 self.wanted.notify_one();
             }
