@@ -470,3 +470,28 @@ fn top(snapshots: &Snapshots) -> Result<String> {
     ensure!(tops.next().is_none(), "more than one chain");
     Ok(top)
 }
+
+/// As in the namespaces of k3s without root: `/proc` is that of a pid namespace which the daemon is
+/// not in.
+#[test]
+fn a_daemon_that_does_not_see_itself_in_proc() {
+    test(|host| {
+        let enter = "unshare --pid --fork mount -t proc proc /proc && exec \"$@\"";
+        let unshare = ["unshare", "--user", "--map-root-user", "--mount"];
+        let unshare = [&unshare[..], &["sh", "-c", enter, "sh"]].concat();
+        let daemon = Daemon::start(&Config::new(host, "daemon").wrapped(&unshare))?;
+        ensure!(!daemon.log().contains("WARN"), "{}", daemon.log());
+        let snapshots = daemon.snapshots()?;
+        snapshots.prepare("lower", "", &[])?;
+        snapshots.commit("layer", "lower", &[])?;
+        let options = snapshots.prepare("active", "layer", &[])?.remove(0).options;
+        ensure!(
+            options.iter().any(|option| option == "userxattr"),
+            "{options:?}"
+        );
+        let mut status = Command::new(host.nix_snapshotter());
+        status.arg("--address").arg(daemon.config().address());
+        succeed(status.arg("status"))?;
+        Ok(())
+    });
+}
