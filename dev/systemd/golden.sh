@@ -13,6 +13,7 @@ declare -A golden_packages=(
     [iptables]=iptables
     [kmod]=kmod
     [nix]=nix-bin
+    [procps]=procps
     [rootlesskit]=rootlesskit
     [runc]=runc
     [slirp4netns]=slirp4netns
@@ -30,9 +31,9 @@ containerd_is_2() {
     at_least "$(containerd --version | grep --only-matching --extended-regexp '[0-9]+\.[0-9]+' | head -n 1)" 2.0
 }
 
-# golden_install CONFIGURATION…: puts units to where systemd looks for an administrator's, unchanged but for the names, and
-# everything else to where tests/modules/golden.nix says that it is. Sets golden_units. What a later configuration has takes
-# the place of what an earlier one has under the same name.
+# golden_install CONFIGURATION…: puts units to where systemd looks for an administrator's, unchanged but for the names,
+# and everything else to where tests/modules/golden.nix says that it is. Sets golden_units. What a later configuration
+# has takes the place of what an earlier one has under the same name.
 golden_install() {
     local name file
     declare -gA golden_units=()

@@ -65,8 +65,9 @@ in
       default = "overlayfs";
       example = "nix";
       description = ''
-        The snapshotter of k3s' embedded containerd. `overlayfs` leaves the choice to k3s, whose default it is. `nix` is the nix-snapshotter of this project, as a plugin under the
-        name of `services.nix-snapshotter.snapshotterName`; it is not the one that k3s has built in.
+        The snapshotter of k3s' embedded containerd. `overlayfs` leaves the choice to k3s, whose default it is. `nix` is the
+        nix-snapshotter of this project, as a plugin under the name of `services.nix-snapshotter.snapshotterName`; it is not
+        the one that k3s has built in.
       '';
     };
 

@@ -9,8 +9,7 @@ let
 in
 {
   options.services.preload-containerd.rootless = preload.options {
-    address =
-      if k3s.enable then "$XDG_RUNTIME_DIR/k3s/containerd/containerd.sock" else "$XDG_RUNTIME_DIR/containerd/containerd.sock";
+    address = "$XDG_RUNTIME_DIR/${lib.optionalString k3s.enable "k3s/"}containerd/containerd.sock";
     addressText = "that of the user's containerd, or of the user's k3s";
     addressExample = "$XDG_RUNTIME_DIR/containerd/containerd.sock";
   };
@@ -27,7 +26,9 @@ in
       inherit (cfg) targets;
       option = "services.preload-containerd.rootless.targets";
       isIntegrated = containerd.enable && containerd.nixSnapshotterIntegration || k3s.enable && k3s.snapshotter == "nix";
-      ways = "virtualisation.containerd.rootless.{enable,nixSnapshotterIntegration} = true, or services.k3s.rootless.snapshotter = \"nix\" with services.k3s.rootless.enable = true";
+      ways = ''
+        virtualisation.containerd.rootless.{enable,nixSnapshotterIntegration} = true, or services.k3s.rootless.snapshotter =
+        "nix" with services.k3s.rootless.enable = true'';
     };
   };
 }

@@ -1,8 +1,9 @@
 # Options of the system's services, which the Go project's modules for Home Manager declare too, and do nothing with.
 { lib, ... }:
 let
+  ofUsers = path: lib.concatStringsSep "." (lib.init path ++ [ "rootless" (lib.last path) ]);
   removed = path: lib.mkRemovedOptionModule path ''
-    Home Manager has services of users only: write ${lib.concatStringsSep "." (lib.init path ++ [ "rootless" (lib.last path) ])}.
+    Home Manager has services of users only: write ${ofUsers path}.
   '';
 in
 {

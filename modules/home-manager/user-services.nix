@@ -13,7 +13,9 @@ in
 
       home.packages = cfg.packages;
       home.sessionVariablesExtra = export cfg.variables;
-      xdg.configFile = lib.mapAttrs' (name: source: lib.nameValuePair "nix-snapshotter/${name}" { inherit source; }) cfg.files;
+      xdg.configFile = lib.mapAttrs'
+        (name: source: lib.nameValuePair "nix-snapshotter/${name}" { inherit source; })
+        cfg.files;
     })
   ];
 }

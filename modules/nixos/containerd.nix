@@ -47,7 +47,7 @@ in
           cniBinDir = "${pkgs.cni-plugins}/bin";
         };
         # nixpkgs makes a file of the same settings, and leaves them where version 2 has them.
-        args.config = lib.mkIf (cfg.nixSnapshotterIntegration || cfg.settings.version != 2) (lib.mkOverride 75 file);
+        args.config = lib.mkIf (cfg.nixSnapshotterIntegration || cfg.settings.version or 2 != 2) (lib.mkOverride 75 file);
       };
 
       environment.extraInit = export {

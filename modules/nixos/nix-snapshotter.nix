@@ -71,7 +71,7 @@ in
       {
         assertion = hidden == { };
         message = ''
-          services.nix-snapshotter.settings.${lib.concatStringsSep " and " (lib.mapAttrsToList (name: path: "${name} is ${path}") hidden)}:
+          services.nix-snapshotter.settings.${lib.concatStringsSep ", and " (lib.mapAttrsToList (name: path: "${name} is ${path}") hidden)}:
           the daemon has a /tmp of its own, which nobody else sees. Choose a place below /run for sockets, and below
           /var/lib for the root.
         '';

@@ -26,8 +26,11 @@ in
     assertions = preload.checks {
       inherit (cfg) targets;
       option = "services.preload-containerd.targets";
-      isIntegrated = containerd.enable && containerd.nixSnapshotterIntegration || k3s && config.services.k3s.snapshotter == "nix";
-      ways = "virtualisation.containerd.{enable,nixSnapshotterIntegration} = true, or services.k3s.snapshotter = \"nix\" with services.k3s.enable = true";
+      isIntegrated =
+        containerd.enable && containerd.nixSnapshotterIntegration || k3s && config.services.k3s.snapshotter == "nix";
+      ways = ''
+        virtualisation.containerd.{enable,nixSnapshotterIntegration} = true, or services.k3s.snapshotter = "nix" with
+        services.k3s.enable = true'';
     };
   };
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Directories of a user that are shown at other places, which has to be configured: ~/shown at ~/hidden, and ~/of-containerd
-# within containerd's own directory. Nothing of the user is lost.
+# Directories of a user that are shown at other places, which has to be configured: ~/shown at ~/hidden, and
+# ~/of-containerd within containerd's own directory. Nothing of the user is lost.
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -12,9 +12,8 @@ tidy() {
     rm -rf "$files"
 }
 
-# In all namespaces of k3s: whatever is not the daemon runs there.
 inside() {
-    as_owner nsenter --user --preserve-credentials --mount --net --pid --target "$(<"$home/.rancher/k3s/rootless/child_pid")" -- "$@"
+    as_owner k3s-nsenter "$@"
 }
 
 image_of() {
@@ -33,8 +32,8 @@ both_run() {
 }
 
 it_serves_where_the_user_sees_it() {
-    has "$(as_owner bash --login -c "nix-snapshotter status")" "process        $(property nix-snapshotter MainPID)"
     [[ -S $snapshotter_socket ]] || fail "there is no $snapshotter_socket"
+    as_owner bash --login -c "nix-snapshotter status"
 }
 
 a_container_runs() {
@@ -44,7 +43,23 @@ a_container_runs() {
 
 an_image_can_be_pulled() {
     has "$(ctr plugins list | awk '$2 == "local" && $1 ~ /transfer/')" ok
-    has "$(inside containerd --config "$home/.rancher/k3s/agent/etc/containerd/config.toml" config dump)" "snapshotter = 'nix-snapshotter'"
+    has "$(inside containerd --config "$home/.rancher/k3s/agent/etc/containerd/config.toml" config dump)" \
+        "snapshotter = 'nix-snapshotter'"
+}
+
+doctor_finds_no_error() {
+    local told
+    told=$(as_owner bash --login -c "k3s-nsenter nix-snapshotter doctor \
+        --containerd-config $home/.rancher/k3s/agent/etc/containerd/config.toml") || fail "$told"
+}
+
+it_ends_in_its_own_time() {
+    local since
+    since=$(now)
+    manager restart nix-snapshotter.service
+    eventually said_since "$since" 'stopping signal="SIGTERM"'
+    eventually said_since "$since" "stopped realisations="
+    a_container_runs
 }
 
 it_comes_back_with_k3s() {
@@ -100,5 +115,6 @@ a_template_of_ones_own_stays() {
     equal 2 "$(wc --lines <"$template")"
 }
 
-steps both_run it_serves_where_the_user_sees_it a_container_runs an_image_can_be_pulled it_comes_back_with_k3s \
-    it_ends_with_k3s what_containerd_is_told_goes_with_the_configuration a_template_of_ones_own_stays
+steps both_run it_serves_where_the_user_sees_it a_container_runs an_image_can_be_pulled doctor_finds_no_error \
+    it_ends_in_its_own_time it_comes_back_with_k3s it_ends_with_k3s \
+    what_containerd_is_told_goes_with_the_configuration a_template_of_ones_own_stays

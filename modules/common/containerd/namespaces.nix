@@ -111,6 +111,8 @@ in
         echo "$child does not exist: start containerd-namespaces.service" >&2
         exit 1
       fi
+      # It is for outside, and the path in the configuration for within.
+      unset NIX_SNAPSHOTTER_ADDRESS
       exec nsenter --no-fork --preserve-credentials --user --mount --net --target "$(<"$child")" -- "$@"
     '';
   };

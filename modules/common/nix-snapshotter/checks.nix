@@ -10,7 +10,8 @@ let
   inherit (cfg.settings) root;
 
   # With a slash at its end, so that what begins with one path is within it.
-  normal = path: lib.concatMapStrings (name: "/${name}") (lib.filter (name: name != "" && name != ".") (lib.splitString "/" path)) + "/";
+  normal = path: lib.concatMapStrings (name: "/${name}")
+    (lib.filter (name: name != "" && name != ".") (lib.splitString "/" path)) + "/";
   isWithin = outer: path: lib.hasPrefix (normal outer) (normal path);
 
   # containerd has a directory for each of its parts, io.containerd.TYPE.VERSION.NAME.

@@ -131,8 +131,8 @@ in
 
   # Not hardened: most directives need a mount namespace of their own, and the program enters another one. The user
   # namespace is the limit here. `namespaces` is the unit that holds the namespaces of containerd, `enter` the program
-  # that enters them.
-  user = { cfg, configFile, namespaces, enter }:
+  # that enters them, and `end` the one that ends the daemon, where systemd cannot.
+  user = { cfg, configFile, namespaces, enter, end ? null }:
     let
       # The daemon's default is that of root. A file of one's own has the last word.
       root =
@@ -151,6 +151,6 @@ in
         # Otherwise the journal calls it after the program that enters.
         SyslogIdentifier = "nix-snapshotter";
         ExecStart = toString ([ enter "${cfg.package}/bin/nix-snapshotter" "--config" "${configFile}" ] ++ root);
-      } // patience cfg;
+      } // lib.optionalAttrs (end != null) { ExecStop = end; } // patience cfg;
     };
 }

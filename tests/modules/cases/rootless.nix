@@ -401,6 +401,7 @@ in
         result.config.environment.extraInit;
       "the daemon enters its namespaces" = lib.hasInfix "/bin/k3s-nsenter " (daemon result);
       "and goes with it" = lib.hasInfix "BindsTo=k3s.service" (daemon result);
+      "a stop reaches it there" = lib.hasInfix "/bin/k3s-nsenter-end\n" (daemon result);
       "KUBECONFIG" = lib.hasInfix ''export KUBECONFIG="$HOME/.kube/k3s.yaml"'' result.config.environment.extraInit;
     };
 
