@@ -8,48 +8,13 @@ let
 
   k3s = import ./k3s.nix { inherit lib pkgs; };
   mountPrograms = import ./nix-snapshotter/mount-programs.nix { inherit lib pkgs; };
+  namespaces = import ./k3s-namespaces.nix { inherit pkgs; };
   checkIds = import ./containerd/subordinate-ids.nix { inherit pkgs; };
   embeddedNix = cfg.snapshotter == "nix";
   name = if embeddedNix then daemon.snapshotterName else cfg.snapshotter;
 
   # Seen from within the namespaces as /run/k3s/containerd, and the one directory there that the user sees too.
   socket = "/run/k3s/containerd/nix-snapshotter/nix-snapshotter.sock";
-
-  # That of processes is among them, and with it their /proc, without which Nix does not run. Nobody can enter that one
-  # themselves, only have a child in it: nsenter stays outside, and waits.
-  nsenter = pkgs.writeShellApplication {
-    name = "k3s-nsenter";
-    runtimeInputs = [ pkgs.coreutils pkgs.gnugrep pkgs.util-linux ];
-    text = ''
-      child=$HOME/.rancher/k3s/rootless/child_pid
-      # k3s tells nobody when its namespaces are there. The last mount that it makes is the directory of containerd's
-      # sockets: whoever comes earlier has theirs below it, where nobody finds it (k3s, pkg/rootless/mounts.go).
-      for ((tries = 0; tries < 600; tries++)); do
-        if [ -s "$child" ]; then
-          pid=$(<"$child")
-          if grep --quiet '/k3s/containerd /run/k3s/containerd ' "/proc/$pid/mountinfo" 2>/dev/null; then
-            # It is for outside, and the path in the configuration for within.
-            unset NIX_SNAPSHOTTER_ADDRESS
-            exec nsenter --preserve-credentials --user --mount --net --pid --target "$pid" -- "$@"
-          fi
-        fi
-        sleep 0.1
-      done
-      echo "$child names no process of a k3s that has made its mounts: start k3s.service" >&2
-      exit 1
-    '';
-  };
-
-  # The process that systemd knows of such a service is nsenter, which hands no signal on.
-  end = pkgs.writeShellApplication {
-    name = "k3s-nsenter-end";
-    runtimeInputs = [ pkgs.coreutils pkgs.procps ];
-    text = ''
-      if [ -n "''${MAINPID-}" ] && pkill --signal TERM --parent "$MAINPID"; then
-        tail --pid="$MAINPID" --sleep-interval=0.1 --follow /dev/null
-      fi
-    '';
-  };
 in
 {
   options.services.k3s.rootless =
@@ -88,18 +53,10 @@ in
 
       nsenter = mkOption {
         type = types.package;
-        default = nsenter;
+        default = namespaces.nsenter;
         defaultText = lib.literalExpression "a program";
         example = lib.literalExpression ''pkgs.writeShellScriptBin "k3s-nsenter" "exec …"'';
         description = "A package with the program {command}`k3s-nsenter`, which runs a command in the namespaces of k3s.";
-      };
-
-      nsenterEnd = mkOption {
-        type = types.package;
-        default = end;
-        internal = true;
-        readOnly = true;
-        description = "A package with the program {command}`k3s-nsenter-end`, which ends what such a service runs.";
       };
     };
 

@@ -45,7 +45,7 @@ in
       } // (if inK3s then {
         namespaces = "k3s.service";
         enter = "${k3s.nsenter}/bin/k3s-nsenter";
-        end = "${k3s.nsenterEnd}/bin/k3s-nsenter-end";
+        end = "${(import ./k3s-namespaces.nix { inherit pkgs; }).end}/bin/k3s-nsenter-end";
       } else {
         namespaces = "containerd-namespaces.service";
         enter = "${containerd.nsenter}/bin/containerd-nsenter";

@@ -240,7 +240,7 @@ let
         });
         k3s-configure-containerd = script k3s.configure;
         k3s-nsenter = script config.services.k3s.rootless.nsenter;
-        k3s-nsenter-end = script config.services.k3s.rootless.nsenterEnd;
+        k3s-nsenter-end = script (import ../../modules/common/k3s-namespaces.nix { inherit pkgs; }).end;
       })
       // shown config [ cfg.package config.services.k3s.rootless.nsenter config.services.k3s.rootless.package ]
       // { profile = export config.services.nix-snapshotter.userServices.variables; };
