@@ -25,6 +25,7 @@ mod multi_user;
 mod observability;
 mod order;
 mod overlay;
+mod pages;
 mod preload;
 mod push;
 mod push_elsewhere;

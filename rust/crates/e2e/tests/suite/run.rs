@@ -138,7 +138,7 @@ fn redis_answers() {
         connection.write_all(b"SET key value\r\nGET key\r\nPING\r\n")?;
         let mut answer = [0; 22];
         connection.read_exact(&mut answer)?;
-        ensure!(&answer == b"+OK\r\n$5\r\nvalue\r\n+PONG\r\n"[..22].as_ref());
+        ensure!(answer[..] == b"+OK\r\n$5\r\nvalue\r\n+PONG\r\n"[..22]);
 
         // The client of the same closure, inside the container.
         let client = format!("{}/bin/redis-cli", host.fixture("redis")?);
