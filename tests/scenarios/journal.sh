@@ -28,10 +28,10 @@ messages_have_their_severity() {
 a_wrong_configuration_fails_the_unit_with_its_reason() {
     local since
     since=$(now)
-    drop_in nix-snapshotter <<<$'[Service]\nEnvironment=NIX_SNAPSHOTTER_ADDRESS=unix:///run/wrong.sock\nRestart=no'
+    drop_in nix-snapshotter <<<$'[Service]\nEnvironment=NIX_SNAPSHOTTER_LOG_FORMAT=xml\nRestart=no'
     ! manager restart nix-snapshotter.service 2>/dev/null || fail "it starts"
     equal failed "$(property nix-snapshotter ActiveState)"
-    eventually said_since "$since" "is not an absolute path"
+    eventually said_since "$since" "invalid value 'xml'"
 }
 
 it_starts_when_that_is_mended() {

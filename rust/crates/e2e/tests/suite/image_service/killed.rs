@@ -13,12 +13,13 @@ use e2e::{
 
 use super::{Cluster, image};
 
-/// An archive of an image with an ordinary layer and one with a store path.
+/// An archive of an image with an ordinary layer that no other image has, and one with a store path.
 fn archive(host: &Host) -> Result<(Object, Object)> {
     let store = Store::new(host)?;
     let dir = store.build("dir", "$busybox mkdir $out", &[])?;
+    let own = Layer::default().file("own", 0o644, dir.path().as_bytes())?;
     let layer = Layer::per_path(&[dir.path()])?;
-    let file = busybox_image(host, &reference("killed"), [layer])?;
+    let file = busybox_image(host, &reference("killed"), [own, layer])?;
     Ok((store.add(&file, "nix-image-killed.tar")?, dir))
 }
 
