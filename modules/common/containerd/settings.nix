@@ -120,7 +120,8 @@ in
         // lib.optionalAttrs (old ? sandbox_image) { pinned_images.sandbox = old.sandbox_image; };
 
       newRuntime =
-        builtins.removeAttrs old (imageKeys ++ serverKeys ++ [ "containerd" "sandbox_image" ])
+        # containerd 2.0 has no `disable_cgroup`.
+        builtins.removeAttrs old (imageKeys ++ serverKeys ++ [ "containerd" "disable_cgroup" "sandbox_image" ])
         # containerd 2.1 has a list in the place of `bin_dir`, which it deprecates.
         // lib.optionalAttrs (old ? cni.bin_dir && lib.versionAtLeast release "2.1") {
           cni = builtins.removeAttrs old.cni [ "bin_dir" ] // { bin_dirs = [ old.cni.bin_dir ]; };

@@ -9,25 +9,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
-use containerd_client::services::v1::{
-    CreateImageRequest, CreateRequest, DeleteRequest, GetImageRequest, InfoRequest,
-    ListContentRequest, content_client::ContentClient, images_client::ImagesClient,
-    leases_client::LeasesClient,
-};
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
-use tonic::Code;
 
 use crate::{
     daemon,
     host::{Host, unique},
     process::{self, Ended, Process, poll, run, succeed, when},
-    runtime,
     snapshots::{Mount, Snapshots},
     transfer,
 };
 
 mod config;
+mod metadata;
 
 pub use config::Config;
 
@@ -264,108 +258,6 @@ impl Containerd {
         Ok(())
     }
 
-    /// Runs containerd's garbage collector to its end.
-    ///
-    /// # Errors
-    /// What containerd says.
-    pub fn collect_garbage(&self) -> Result<()> {
-        let channel = runtime::connect(&self.socket())?;
-        let id = unique("gc");
-        runtime::wait(async {
-            let mut leases = LeasesClient::new(channel);
-            let create = CreateRequest {
-                id: id.clone(),
-                ..CreateRequest::default()
-            };
-            leases
-                .create(transfer::in_namespace(&self.namespace, create)?)
-                .await?;
-            let delete = DeleteRequest { id, sync: true };
-            leases
-                .delete(transfer::in_namespace(&self.namespace, delete)?)
-                .await?;
-            Ok(())
-        })
-    }
-
-    /// The digest that an image name stands for, if there is such an image.
-    ///
-    /// # Errors
-    /// What containerd says.
-    pub fn image_digest(&self, image: &str) -> Result<Option<String>> {
-        let channel = runtime::connect(&self.socket())?;
-        let request = GetImageRequest {
-            name: image.to_owned(),
-        };
-        runtime::wait(async {
-            let mut images = ImagesClient::new(channel);
-            let request = transfer::in_namespace(&self.namespace, request)?;
-            match images.get(request).await {
-                Ok(answer) => {
-                    let target = answer.into_inner().image.and_then(|image| image.target);
-                    Ok(Some(target.context("an image without target")?.digest))
-                }
-                Err(status) if status.code() == Code::NotFound => Ok(None),
-                Err(status) => Err(status.into()),
-            }
-        })
-    }
-
-    /// Gives an image another name, of whatever kind: `ctr` takes references only.
-    ///
-    /// # Errors
-    /// What containerd says.
-    pub fn name_image(&self, image: &str, name: &str) -> Result<()> {
-        let channel = runtime::connect(&self.socket())?;
-        runtime::wait(async {
-            let mut images = ImagesClient::new(channel);
-            let get = GetImageRequest {
-                name: image.to_owned(),
-            };
-            let get = transfer::in_namespace(&self.namespace, get)?;
-            let mut image = images.get(get).await?.into_inner().image;
-            if let Some(image) = &mut image {
-                name.clone_into(&mut image.name);
-            }
-            let create = CreateImageRequest {
-                image,
-                ..CreateImageRequest::default()
-            };
-            let create = transfer::in_namespace(&self.namespace, create)?;
-            images.create(create).await?;
-            Ok(())
-        })
-    }
-
-    /// Gives an image so many more names, each with a label that has as many bytes as containerd
-    /// takes.
-    ///
-    /// # Errors
-    /// What containerd says.
-    pub fn name_image_often(&self, image: &str, number: u32) -> Result<()> {
-        let channel = runtime::connect(&self.socket())?;
-        runtime::wait(async {
-            let mut images = ImagesClient::new(channel);
-            let get = GetImageRequest {
-                name: image.to_owned(),
-            };
-            let get = transfer::in_namespace(&self.namespace, get)?;
-            let image = images.get(get).await?.into_inner().image;
-            let mut image = image.context("no image")?;
-            image.labels = [("long".to_owned(), "x".repeat(4000))].into();
-            for number in 0..number {
-                image.name = unique(&format!("docker.io/library/often-{number}"));
-                let create = CreateImageRequest {
-                    image: Some(image.clone()),
-                    ..CreateImageRequest::default()
-                };
-                let create = transfer::in_namespace(&self.namespace, create)?;
-                images.create(create).await?;
-            }
-            Ok(())
-        })
-    }
-
     /// The names of all images.
     ///
     /// # Errors
@@ -373,53 +265,6 @@ impl Containerd {
     pub fn images(&self) -> Result<Vec<String>> {
         let list = succeed(&mut self.ctr(&["images", "list", "--quiet"]))?;
         Ok(list.lines().map(str::to_owned).collect())
-    }
-
-    /// The digests of all blobs in the content store, each with the time at which it
-    /// was written in nanoseconds, sorted.
-    ///
-    /// # Errors
-    /// What containerd says.
-    pub fn blobs(&self) -> Result<Vec<(String, i128)>> {
-        let channel = runtime::connect(&self.socket())?;
-        runtime::wait(async {
-            let mut content = ContentClient::new(channel);
-            let request = transfer::in_namespace(&self.namespace, ListContentRequest::default())?;
-            let mut messages = content.list(request).await?.into_inner();
-            let mut blobs = Vec::new();
-            while let Some(message) = messages.message().await? {
-                blobs.extend(message.info.into_iter().map(|info| {
-                    let created = info.created_at.unwrap_or_default();
-                    let nanos = i128::from(created.seconds) * 1_000_000_000;
-                    (info.digest, nanos + i128::from(created.nanos))
-                }));
-            }
-            blobs.sort_unstable();
-            Ok(blobs)
-        })
-    }
-
-    /// The labels of a blob, `name=value`, sorted.
-    ///
-    /// # Errors
-    /// There is no such blob.
-    pub fn blob_labels(&self, digest: &str) -> Result<Vec<(String, String)>> {
-        let channel = runtime::connect(&self.socket())?;
-        let request = InfoRequest {
-            digest: digest.to_owned(),
-        };
-        let info = runtime::wait(async {
-            let mut content = ContentClient::new(channel);
-            let request = transfer::in_namespace(&self.namespace, request)?;
-            anyhow::Ok(content.info(request).await?.into_inner().info)
-        })?;
-        let mut labels: Vec<_> = info
-            .context("a blob without info")?
-            .labels
-            .into_iter()
-            .collect();
-        labels.sort_unstable();
-        Ok(labels)
     }
 
     /// The identifiers of leases that exist.

@@ -1,7 +1,11 @@
-//! What the pages of the documentation show: configurations are taken by the programs that they are
-//! for, and the commands of this project exist.
+//! What the pages of the documentation show and what the modules write: configurations are taken by
+//! the programs that they are for, and the commands of this project exist.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{
@@ -28,9 +32,14 @@ struct Block {
     text: String,
 }
 
+/// The top of the repository.
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..")
+}
+
 /// The pages by their names, with their texts.
 fn pages() -> Result<Vec<(String, String)>> {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+    let top = top();
     let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
     for entry in fs::read_dir(top.join("docs"))? {
         names.push(format!("docs/{}", entry?.file_name().display()));
@@ -122,13 +131,7 @@ fn containerd_takes_its_configurations() {
                 Some(_) => String::new(),
                 None => format!("version = {version}\n"),
             };
-            let file = host.dir().join("containerd.toml");
-            fs::write(&file, head + &block.text)?;
-            let mut dump = Command::new("containerd");
-            dump.arg("--config").arg(&file).args(["config", "dump"]);
-            let dump: Table = succeed(&mut dump)
-                .and_then(|dump| Ok(dump.parse()?))
-                .context(block.place.clone())?;
+            let dump = dumped(host, &(head + &block.text)).context(block.place.clone())?;
             // A newer format has keys in other places.
             if dump.get("version").and_then(Value::as_integer) == Some(version) {
                 let (dump, table) = (Value::Table(dump), Value::Table(table));
@@ -139,6 +142,43 @@ fn containerd_takes_its_configurations() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn containerd_knows_every_key_that_the_modules_write() {
+    test(|host| {
+        let formats = Config::formats()?;
+        let newest = formats.into_iter().max().map(i64::from);
+        let mut found = 0;
+        for entry in fs::read_dir(top().join("tests/golden"))? {
+            let files = entry?.path().join("files");
+            for file in ["containerd.toml", "containerd-1.7.toml"].map(|name| files.join(name)) {
+                // Not every configuration has one.
+                let Ok(text) = fs::read_to_string(&file) else {
+                    continue;
+                };
+                let table: Table = text.parse().with_context(|| file.display().to_string())?;
+                if table.get("version").and_then(Value::as_integer) != newest {
+                    continue;
+                }
+                let dump = dumped(host, &text).with_context(|| file.display().to_string())?;
+                let (dump, table) = (Value::Table(dump), Value::Table(table));
+                ensure!(has(&dump, &table), "{}: {dump}", file.display());
+                found += 1;
+            }
+        }
+        ensure!(found >= 4, "only {found} configurations");
+        Ok(())
+    });
+}
+
+/// What containerd makes of a configuration. It leaves out keys that it does not know.
+fn dumped(host: &Host, text: &str) -> Result<Table> {
+    let file = host.dir().join("containerd.toml");
+    fs::write(&file, text)?;
+    let mut dump = Command::new("containerd");
+    dump.arg("--config").arg(&file).args(["config", "dump"]);
+    Ok(succeed(&mut dump)?.parse()?)
 }
 
 /// The snapshotter of the CRI.
