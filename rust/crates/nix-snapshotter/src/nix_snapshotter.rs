@@ -18,7 +18,7 @@ use crate::{
     error::{Error, chain},
     inventory::entries,
     mounts::{StoreObject, with_store_objects},
-    realisations::{RealisationStats, Realisations, RealisedLayer, UnderWay},
+    realisations::{RealisationStats, Realisations, RealisedAhead, RealisedLayer, UnderWay},
     store_view::{make_mount_points, store_object},
 };
 
@@ -129,10 +129,7 @@ impl NixSnapshotter {
 
     /// Has the store paths of a layer provided, shared and limited as for snapshots. What had to be
     /// fetched is held until the result is dropped; what was there may go at any time.
-    pub(crate) async fn provide(
-        &self,
-        layer: LayerClosure,
-    ) -> Result<Option<RealisedLayer>, Error> {
+    async fn provide(&self, layer: LayerClosure) -> Result<Option<RealisedLayer>, Error> {
         let (layer, realiser) = (Arc::new(layer), self.realiser.clone());
         let looked_at = Arc::clone(&layer);
         let look = move || realiser.is_present(&looked_at);
@@ -141,6 +138,12 @@ impl NixSnapshotter {
             true => Ok(None),
             false => self.realisations.realise(&layer).await.map(Some),
         }
+    }
+
+    /// Realises a layer for the snapshot that will ask for it, shared and limited as for others. It
+    /// is held until the result is dropped, or taken.
+    pub(crate) async fn realise_ahead(&self, layer: LayerClosure) -> Result<RealisedAhead, Error> {
+        self.realisations.realise_ahead(&Arc::new(layer)).await
     }
 
     /// What the realisations have come to so far.

@@ -1,8 +1,9 @@
 //! The pull of an image that Nix resolves.
 //!
 //! ```text
-//! name → containerd can take it → archive (realised, held) → manifest
-//!      → closures of its layers (realised)
+//! name → containerd can take it → archive (realised)
+//!      → GC root of the archive
+//!        | at once: manifest → closures of its layers (realised, held for their snapshots)
 //!      → in turn: containerd gets blobs, snapshots, names, under a lease
 //!      → the CRI knows it → its id
 //! ```
@@ -13,11 +14,11 @@
 use std::{collections::HashMap, fs, path::PathBuf, sync::Arc};
 
 use cri_api::v1::ImageSpec;
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use image_loader::{ImageArchive, PlannedImage, Platforms, Silent};
 use nix_image::{Platform, annotations};
 use nix_store::{LayerClosure, StoreDir, StorePath};
-use tokio::{runtime::Handle, task::spawn_blocking};
+use tokio::{runtime::Handle, task::spawn_blocking, try_join};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info, warn};
 
@@ -33,6 +34,7 @@ use super::{
 use crate::{
     error::{Error, chain},
     nix_snapshotter::NixSnapshotter,
+    realisations::RealisedAhead,
 };
 
 /// By this label the CRI knows its own images (`internal/cri/labels`, 1.7 to 2.4). Without it, it
@@ -41,6 +43,9 @@ const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 
 /// What the id of a lease begins with.
 const LEASE: &str = "nix-snapshotter";
+
+/// How many layers of an image are realised at once.
+const LAYERS_AT_ONCE: usize = 8;
 
 /// Pulls images.
 pub(super) struct Puller {
@@ -61,6 +66,9 @@ struct Opened {
     /// Of the layers that name store paths.
     closures: Vec<LayerClosure>,
 }
+
+/// What the layers of an image need, as far as containerd does not have the image.
+type Layers = Vec<RealisedAhead>;
 
 impl Puller {
     pub(super) fn new(
@@ -107,22 +115,47 @@ impl Puller {
         tokio::spawn(pull.in_current_span()).await?
     }
 
-    /// Sees to it that containerd has the image of an archive, which is held from before it is read.
+    /// Sees to it that containerd has the image of an archive, which is held from before its import.
     async fn import_held(
         &self,
         name: &NixReference,
         made_root: &mut bool,
         cancel: &CancellationToken,
     ) -> Result<String, Error> {
-        drop(self.hold(name, made_root, cancel).await?);
-        let opened = unless(cancel, self.open(name)).await?;
-        let closures = opened.closures.iter().cloned();
-        let providing = try_join_all(closures.map(|closure| self.snapshotter.provide(closure)));
-        let provided = unless(cancel, providing).await?;
+        let reading = async { Ok(self.read(name, cancel).await) };
+        let (held, read) = try_join!(self.hold(name, made_root, cancel), reading)?;
+        drop(held);
+        let (opened, layers) = match read {
+            Ok(read) => read,
+            // It may have been collected before its root stood.
+            Err(_) => self.read(name, cancel).await?,
+        };
+        let layers = layers?;
         let imported = self.import_in_turn(name, opened, made_root, cancel).await;
-        // The roots of the snapshots stand by now.
-        dropped(provided).await?;
+        dropped(layers).await?;
         imported
+    }
+
+    /// Reads the archive, and has realised what its layers need.
+    async fn read(
+        &self,
+        name: &NixReference,
+        cancel: &CancellationToken,
+    ) -> Result<(Opened, Result<Layers, Error>), Error> {
+        let opened = unless(cancel, self.open(name)).await?;
+        let layers = unless(cancel, self.realise_layers(name, &opened)).await;
+        Ok((opened, layers))
+    }
+
+    async fn realise_layers(&self, name: &NixReference, opened: &Opened) -> Result<Layers, Error> {
+        if self.is_pulled(name, opened).await? {
+            return Ok(Layers::new());
+        }
+        stream::iter(opened.closures.clone())
+            .map(|closure| self.snapshotter.realise_ahead(closure))
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// Has the archive held, and nobody else work with it until what is returned is dropped.
@@ -199,7 +232,7 @@ impl Puller {
         // Whoever has made the root may have given up and taken it along.
         let _turn = self.hold(name, made_root, cancel).await?;
         let (id, image) = (opened.id.clone(), name.reference.to_string());
-        if unless(cancel, self.is_pulled(&opened, &image)).await? {
+        if unless(cancel, self.is_pulled(name, &opened)).await? {
             info!(image, id, "the image is there already");
             return Ok(id);
         }
@@ -209,7 +242,8 @@ impl Puller {
     }
 
     /// Whether containerd has exactly this image by the name, and the CRI knows it.
-    async fn is_pulled(&self, opened: &Opened, image: &str) -> Result<bool, Error> {
+    async fn is_pulled(&self, name: &NixReference, opened: &Opened) -> Result<bool, Error> {
+        let image = &name.reference.to_string();
         let containerd = image_loader::Containerd::over(self.containerd.channel(), KUBERNETES)?;
         let found = containerd.image(image).await?;
         match found.is_some_and(|found| found.target.digest == opened.image.target.digest) {

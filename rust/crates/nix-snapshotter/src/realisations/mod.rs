@@ -15,7 +15,8 @@
 //! The task belongs to no call. It is cancelled when the last one has gone away, at whatever
 //! point that is; the id goes when Nix and its children have ended, and with it everything
 //! that was made. When it succeeds, the first call that wakes takes the id with its roots for its own
-//! snapshot. The others have theirs made on what is present then.
+//! snapshot. The others have theirs made on what is present then. Where all calls only asked for a
+//! snapshot to come, the id waits for it as long as one of them does.
 
 mod stats;
 #[cfg(test)]
@@ -74,6 +75,12 @@ pub(crate) struct UnderWay {
     pub(crate) age: Duration,
 }
 
+/// What was realised for a snapshot to come: the next call that asks for the same closure takes it.
+/// It is held until then, while this lives.
+pub(crate) struct RealisedAhead {
+    _realisation: Arc<SharedRealisation>,
+}
+
 /// A realisation as its calls hold it.
 struct SharedRealisation {
     begun: Instant,
@@ -109,14 +116,17 @@ impl Realisations {
 
     /// What calls wait for, the oldest first.
     pub(crate) fn under_way(&self) -> Vec<UnderWay> {
-        let mut found: Vec<_> = self
+        let shared: Vec<_> = self
             .shared()
             .iter()
-            .filter_map(|(layer, realisation)| {
-                Some(UnderWay {
-                    layer: layer.clone(),
-                    age: realisation.upgrade()?.begun.elapsed(),
-                })
+            .filter_map(|(layer, found)| Some((layer.clone(), found.upgrade()?)))
+            .collect();
+        let mut found: Vec<_> = shared
+            .into_iter()
+            .filter(|(_, realisation)| !realisation.has_ended())
+            .map(|(layer, realisation)| UnderWay {
+                layer,
+                age: realisation.begun.elapsed(),
             })
             .collect();
         found.sort_by_key(|realisation| Reverse(realisation.age));
@@ -126,10 +136,8 @@ impl Realisations {
     /// Whether a closure is being realised. What of it is in the store may not be whole then: Nix
     /// writes a store object where it is going to be.
     pub(crate) fn is_under_way(&self, layer: &LayerClosure) -> bool {
-        let shared = self.shared();
-        shared
-            .get(layer)
-            .is_some_and(|found| found.strong_count() > 0)
+        let found = self.shared().get(layer).and_then(Weak::upgrade);
+        found.is_some_and(|found| !found.has_ended())
     }
 
     /// Has the store paths of a layer provided and held. Nothing is left of it if this is dropped.
@@ -138,21 +146,41 @@ impl Realisations {
         layer: &Arc<LayerClosure>,
     ) -> Result<RealisedLayer, Error> {
         let shared = self.share(layer);
-        if let Some(realised) = shared.outcome().await? {
+        shared.ended().await?;
+        let taken = shared.take();
+        self.unshare(layer, &Arc::downgrade(&shared));
+        if let Some(realised) = taken {
             return Ok(realised);
         }
         // Another call has it. Its roots may go at any time: nothing is taken for granted.
         let own = Arc::new_cyclic(|own| self.begin(layer, own));
-        own.outcome().await?.ok_or(Error::NoOutcome)
+        own.ended().await?;
+        own.take().ok_or(Error::NoOutcome)
     }
 
-    /// The realisation of this closure that is under way, or a new one.
+    /// Has the store paths of a layer provided and held for the next call that asks for them.
+    pub(crate) async fn realise_ahead(
+        self: &Arc<Self>,
+        layer: &Arc<LayerClosure>,
+    ) -> Result<RealisedAhead, Error> {
+        let shared = self.share(layer);
+        shared.ended().await?;
+        Ok(RealisedAhead {
+            _realisation: shared,
+        })
+    }
+
+    /// The realisation of this closure that is under way or has not been taken, or a new one.
     fn share(self: &Arc<Self>, layer: &Arc<LayerClosure>) -> Arc<SharedRealisation> {
         let mut shared = self.shared();
         if let Some(found) = shared.get(&**layer).and_then(Weak::upgrade) {
-            info!("waiting for the realisation of this closure that is under way");
+            if !found.has_ended() {
+                info!("waiting for the realisation of this closure that is under way");
+            }
             return found;
         }
+        // Those that nobody took.
+        shared.retain(|_, found| found.strong_count() > 0);
         let new = Arc::new_cyclic(|own| self.begin(layer, own));
         shared.insert((**layer).clone(), Arc::downgrade(&new));
         new
@@ -184,9 +212,11 @@ impl Realisations {
         let task = async move {
             let (outcome, fetched) = match this.run(&layer, &task_cancel).await {
                 Ok((realised, fetched)) => (Ok(Mutex::new(Some(realised))), fetched),
-                Err(error) => (Err(Arc::new(error)), Vec::new()),
+                Err(error) => {
+                    this.unshare(&layer, &own);
+                    (Err(Arc::new(error)), Vec::new())
+                }
             };
-            this.unshare(&layer, &own);
             // Where all calls have gone away, it ends here.
             let _ = sender.send(Some(outcome));
             drop(sender);
@@ -297,16 +327,25 @@ impl Realisations {
 }
 
 impl SharedRealisation {
-    /// Waits for the outcome; `None` when another call has taken the layer.
-    async fn outcome(&self) -> Result<Option<RealisedLayer>, Error> {
+    fn has_ended(&self) -> bool {
+        self.outcome.borrow().is_some()
+    }
+
+    /// Waits for the outcome.
+    async fn ended(&self) -> Result<(), Error> {
         let mut receiver = self.outcome.clone();
         let outcome = receiver.wait_for(Option::is_some).await;
         match outcome.ok().as_deref() {
-            Some(Some(Ok(layer))) => {
-                Ok(layer.lock().unwrap_or_else(PoisonError::into_inner).take())
-            }
+            Some(Some(Ok(_))) => Ok(()),
             Some(Some(Err(error))) => Err(Arc::clone(error).into()),
             Some(None) | None => Err(Error::NoOutcome),
         }
+    }
+
+    /// The layer, once it is there; `None` when another call has taken it.
+    fn take(&self) -> Option<RealisedLayer> {
+        let outcome = self.outcome.borrow();
+        let layer = outcome.as_ref()?.as_ref().ok()?;
+        layer.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

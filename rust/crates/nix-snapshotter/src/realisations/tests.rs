@@ -98,7 +98,7 @@ impl Bench {
             stats.running + stats.waiting == 0 && self.realisations.tasks.is_empty()
         })
         .await;
-        assert!(self.realisations.shared().is_empty());
+        assert!(self.realisations.under_way().is_empty());
     }
 }
 
@@ -168,6 +168,43 @@ async fn equal_closures_are_fetched_once_and_each_call_has_roots_of_its_own() {
     drop(layers);
     bench.idle().await;
     assert!(bench.roots().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_realised_ahead_is_held_for_the_next_call() {
+    let bench = Bench::new(8, None, &format!(r#"echo run >> "$dir/log"; {PROVIDE}"#));
+    let ahead = async || {
+        let layer = bench.layer("a");
+        time::timeout(BOUND, bench.realisations.realise_ahead(&layer))
+            .await
+            .expect("in time")
+            .unwrap()
+    };
+    let (first, second) = (ahead().await, ahead().await);
+    assert_eq!(bench.lines("log"), ["run"]);
+    assert!(!bench.realisations.is_under_way(&bench.layer("a")));
+    assert!(bench.realisations.under_way().is_empty());
+    drop(first);
+    let roots = bench.roots();
+    assert_eq!(roots.len(), 1);
+
+    let taken = answer(bench.call("a")).await.unwrap();
+    assert_eq!(bench.lines("log"), ["run"]);
+    assert_eq!(roots, [taken.reservation.attachment_dir()].into());
+    let own = answer(bench.call("a")).await.unwrap();
+    assert_eq!(bench.lines("log"), ["run", "run"]);
+    drop((second, own));
+    assert_eq!(bench.roots(), roots);
+
+    // What nobody takes goes with who has asked for it.
+    drop(taken);
+    let third = ahead().await;
+    assert_eq!(bench.roots().len(), 1);
+    drop(third);
+    bench.idle().await;
+    assert!(bench.roots().is_empty());
+    drop(answer(bench.call("b")).await.unwrap());
+    assert!(bench.realisations.shared().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
