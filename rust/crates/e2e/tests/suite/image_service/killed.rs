@@ -13,13 +13,18 @@ use e2e::{
 
 use super::{Cluster, image};
 
-/// An archive of an image with an ordinary layer that no other image has, and one with a store path.
+/// An archive of an image with an ordinary layer that no other image has, and two with one store path:
+/// what was realised for the import is for the first of them.
 fn archive(host: &Host) -> Result<(Object, Object)> {
     let store = Store::new(host)?;
     let dir = store.build("dir", "$busybox mkdir $out", &[])?;
     let own = Layer::default().file("own", 0o644, dir.path().as_bytes())?;
-    let layer = Layer::per_path(&[dir.path()])?;
-    let file = busybox_image(host, &reference("killed"), [own, layer])?;
+    let layers = [
+        own,
+        Layer::per_path(&[dir.path()])?,
+        Layer::per_path(&[dir.path()])?,
+    ];
+    let file = busybox_image(host, &reference("killed"), layers)?;
     Ok((store.add(&file, "nix-image-killed.tar")?, dir))
 }
 
@@ -27,13 +32,15 @@ fn archive(host: &Host) -> Result<(Object, Object)> {
 fn what_a_killed_daemon_was_importing_is_gone_when_it_is_back() {
     test(|host| {
         let (archive, dir) = archive(host)?;
-        let [hang, reached] = ["hang", "reached"].map(|name| host.dir().join(name));
+        let [hang, once, reached] = ["hang", "once", "reached"].map(|name| host.dir().join(name));
         // containerd waits for the snapshot of the last layer, and has all else.
         let builder = format!(
-            "if [ \"$2\" = {dir} ] && [ -e {hang} ]; then : > {reached}; \
+            "if [ \"$2\" = {dir} ] && [ -e {once} ] && [ -e {hang} ]; then : > {reached}; \
              while [ -e {hang} ]; do sleep 0.05; done; exit 1; fi; \
+             if [ \"$2\" = {dir} ]; then : > {once}; fi; \
              exec nix-store --realise \"$2\" --add-root \"$1\"",
             hang = hang.display(),
+            once = once.display(),
             reached = reached.display()
         );
         let mut building = Ok(());
