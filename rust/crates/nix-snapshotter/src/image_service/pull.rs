@@ -122,9 +122,10 @@ impl Puller {
         made_root: &mut bool,
         cancel: &CancellationToken,
     ) -> Result<String, Error> {
+        // Others have their turn while this one downloads.
+        let holding = async { self.hold(name, made_root, cancel).await.map(drop) };
         let reading = async { Ok(self.read(name, cancel).await) };
-        let (held, read) = try_join!(self.hold(name, made_root, cancel), reading)?;
-        drop(held);
+        let ((), read) = try_join!(holding, reading)?;
         let (opened, layers) = match read {
             Ok(read) => read,
             // It may have been collected before its root stood.
