@@ -153,10 +153,10 @@ fn containerd_knows_every_key_that_the_modules_write() {
         for entry in fs::read_dir(top().join("tests/golden"))? {
             let files = entry?.path().join("files");
             for file in ["containerd.toml", "containerd-1.7.toml"].map(|name| files.join(name)) {
-                // Not every configuration has one.
-                let Ok(text) = fs::read_to_string(&file) else {
+                if !file.try_exists()? {
                     continue;
-                };
+                }
+                let text = fs::read_to_string(&file)?;
                 let table: Table = text.parse().with_context(|| file.display().to_string())?;
                 if table.get("version").and_then(Value::as_integer) != newest {
                     continue;

@@ -83,6 +83,9 @@ pub(crate) struct RealisedAhead {
 
 /// A realisation as its calls hold it.
 struct SharedRealisation {
+    realisations: Arc<Realisations>,
+    layer: Arc<LayerClosure>,
+    own: Weak<Self>,
     begun: Instant,
     outcome: watch::Receiver<Option<Outcome>>,
     /// The last call that goes away cancels the task.
@@ -148,7 +151,7 @@ impl Realisations {
         let shared = self.share(layer);
         shared.ended().await?;
         let taken = shared.take();
-        self.unshare(layer, &Arc::downgrade(&shared));
+        self.unshare(layer, &shared.own);
         if let Some(realised) = taken {
             return Ok(realised);
         }
@@ -179,8 +182,6 @@ impl Realisations {
             }
             return found;
         }
-        // Those that nobody took.
-        shared.retain(|_, found| found.strong_count() > 0);
         let new = Arc::new_cyclic(|own| self.begin(layer, own));
         shared.insert((**layer).clone(), Arc::downgrade(&new));
         new
@@ -207,10 +208,17 @@ impl Realisations {
     ) -> SharedRealisation {
         let cancel = self.shutdown.child_token();
         let (sender, outcome) = watch::channel(None);
+        let shared = SharedRealisation {
+            realisations: Arc::clone(self),
+            layer: Arc::clone(layer),
+            own: own.clone(),
+            begun: Instant::now(),
+            outcome,
+            _cancel: cancel.clone().drop_guard(),
+        };
         let (this, layer, own) = (Arc::clone(self), Arc::clone(layer), own.clone());
-        let task_cancel = cancel.clone();
         let task = async move {
-            let (outcome, fetched) = match this.run(&layer, &task_cancel).await {
+            let (outcome, fetched) = match this.run(&layer, &cancel).await {
                 Ok((realised, fetched)) => (Ok(Mutex::new(Some(realised))), fetched),
                 Err(error) => {
                     this.unshare(&layer, &own);
@@ -224,11 +232,7 @@ impl Realisations {
         };
         // Its messages are those of the call that asked first.
         self.tasks.spawn(task.in_current_span());
-        SharedRealisation {
-            begun: Instant::now(),
-            outcome,
-            _cancel: cancel.drop_guard(),
-        }
+        shared
     }
 
     /// Realises a layer into directories of its own, of which nothing is left if that fails.
@@ -323,6 +327,13 @@ impl Realisations {
         if time::timeout(LAST_TASKS, self.tasks.wait()).await.is_err() {
             warn!("a realisation has not ended after it was cancelled");
         }
+    }
+}
+
+impl Drop for SharedRealisation {
+    /// What nobody has taken is for nobody any more. The table is not locked where one is dropped.
+    fn drop(&mut self) {
+        self.realisations.unshare(&self.layer, &self.own);
     }
 }
 

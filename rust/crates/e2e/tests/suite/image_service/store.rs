@@ -111,6 +111,41 @@ fn a_pull_that_nobody_waits_for_any_more_leaves_nothing() {
 }
 
 #[test]
+fn a_download_keeps_nobody_from_the_archive() {
+    test(|host| {
+        let cache = Cache::start(host)?;
+        let closure = Closure::build(&Store::new(host)?, FORMATS[0], 100_000)?;
+        let archive = &away(host, &cache, &closure)?[0];
+        let cluster = start(host, &cache)?;
+        bring(&cache, archive)?;
+        let (images, image) = (&cluster.images, &*image(archive));
+        let contradicted = format!("{image}@sha256:{}", "0".repeat(64));
+        let slow = Fault::Slow {
+            bytes_per_second: 1000,
+        };
+        cache.fault(Part::Nars, Some(slow));
+        ensure!(cache.take_requests(Part::Nars) > 0, "nothing was brought");
+        let (first, second) = thread::scope(|scope| {
+            let first = scope.spawn(|| images.pull_at_once(&[image], Duration::from_secs(12)));
+            let begun = poll("the root and the download", SETTLE, || {
+                let is_held = cluster.held()?.len() == 1;
+                Ok(when(is_held && cache.take_requests(Part::Nars) > 0))
+            });
+            let second = images.pull_at_once(&[&contradicted], Duration::from_secs(10));
+            (first.join(), begun.map(|()| second))
+        });
+        let first = first.ok().context("a panic")?;
+        ensure!(first.iter().all(Option::is_none), "{first:?}");
+        for answer in second? {
+            let status = answer.context("it waits for the download")?.err();
+            let status = status.context("a digest that the archive has not")?;
+            ensure!(status.code() == Code::InvalidArgument, "{status:?}");
+        }
+        cluster.keeps_nothing()
+    });
+}
+
+#[test]
 fn who_goes_away_takes_nothing_from_who_waits_for_the_same() {
     test(|host| {
         let cache = Cache::start(host)?;
