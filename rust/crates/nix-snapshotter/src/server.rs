@@ -9,11 +9,9 @@ use nix_store::{Realiser, RealiserOptions};
 use sd_notify::NotifyState;
 use snapshots::Snapshotter;
 use tokio::{
-    net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
@@ -54,10 +52,18 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         None => None,
     };
     let health = Health::serving().await;
+    let health_service = health.service();
     let socket = address.listen().with_context(elsewhere)?;
-    let listener = UnixListener::from_std(socket.listener()?)?;
 
     let (stopping, stopped) = oneshot::channel();
+    let connections = socket.connections(async {
+        let signal = stop.await;
+        info!(signal, "stopping");
+        health.stopping().await;
+        notify(&[NotifyState::Stopping]);
+        // The receiver waits below for as long as the server runs.
+        let _ = stopping.send(());
+    })?;
     let serving = server(Arc::clone(&metrics))
         .add_service(
             SnapshotsServer::new(service)
@@ -69,15 +75,9 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
             inventories,
         )))
         .add_optional_service(images.clone())
-        .add_service(health.service())
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
-            let signal = stop.await;
-            info!(signal, "stopping");
-            health.stopping().await;
-            notify(&[NotifyState::Stopping]);
-            // The receiver waits below for as long as the server runs.
-            let _ = stopping.send(());
-        });
+        .add_service(health_service)
+        // It ends with the connections, and lets the calls on them end.
+        .serve_with_incoming_shutdown(connections, std::future::pending());
     // The socket listens already: whoever connects from now on is served.
     notify(&[NotifyState::Ready]);
     info!(

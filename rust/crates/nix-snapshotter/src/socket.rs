@@ -2,7 +2,9 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions, TryLockError},
+    future::Future,
     io::{self, ErrorKind},
+    iter,
     os::unix::{
         fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
         net::{UnixListener, UnixStream},
@@ -10,6 +12,9 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio_stream::wrappers::UnixListenerStream;
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -151,20 +156,55 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// A handle on the listening socket, set to non-blocking.
-    pub(crate) fn listener(&self) -> Result<UnixListener, Error> {
+    /// A handle on the listening socket.
+    pub(crate) fn listener(&self) -> Result<tokio::net::UnixListener, Error> {
         self.listener
             .try_clone()
-            .map_err(io_error("duplicate", &self.address.path))
+            .and_then(tokio::net::UnixListener::from_std)
+            .map_err(io_error("listen on", &self.address.path))
+    }
+
+    /// Whoever connects until `stop` has ended, and whoever waited to be taken by then.
+    ///
+    /// containerd connects again while its last connection is being closed. It tries anew every 10 ms
+    /// where it finds no socket, with its calls waiting; but a connection that breaks off before it is
+    /// answered makes them fail for a second or more (containerd 1.7 to 2.2, `pkg/dialer`, and gRPC's
+    /// back-off). So the socket goes first, and nobody who has found it is left without an answer.
+    pub(crate) fn connections(
+        &self,
+        stop: impl Future<Output = ()>,
+    ) -> Result<impl Stream<Item = io::Result<tokio::net::UnixStream>>, Error> {
+        let listener = self.listener()?;
+        let withdrawn = async {
+            stop.await;
+            self.withdraw();
+        };
+        let waiting = stream::iter(iter::from_fn(|| self.waiting()));
+        Ok(UnixListenerStream::new(listener)
+            .take_until(withdrawn)
+            .chain(waiting))
+    }
+
+    /// Deletes the socket, so that nobody finds it any more; only our own: an administrator may have
+    /// put another in its place.
+    fn withdraw(&self) {
+        let path = &self.address.path;
+        if fs::symlink_metadata(path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// The next that has connected and was not taken yet.
+    fn waiting(&self) -> Option<io::Result<tokio::net::UnixStream>> {
+        let (stream, _) = self.listener.accept().ok()?;
+        let ready = stream.set_nonblocking(true);
+        Some(ready.and_then(|()| tokio::net::UnixStream::from_std(stream)))
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Only our own: an administrator may have put another in its place.
-        if fs::symlink_metadata(&self.address.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.address.path);
-        }
+        self.withdraw();
     }
 }
 

@@ -1,12 +1,20 @@
 //! Daemons that go and come back while containers run.
 
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
+
 use anyhow::{Result, ensure};
 use e2e::{
+    conformance::GC_ROOT,
     containerd::NIX,
+    daemon::Daemon,
     host::{Host, test},
     image::Layer,
     node::{BUSYBOX, Node, busybox_image, reference},
     process::{SETTLE, poll, when},
+    snapshots::Snapshots,
     store::{Object, Store},
 };
 
@@ -52,6 +60,56 @@ fn containers_go_on_while_the_daemon_is_away() {
             container.remove()?;
         }
         Ok(())
+    });
+}
+
+#[test]
+fn who_calls_containerd_does_not_notice_a_restart() {
+    const CALLERS: usize = 4;
+    test(|host| {
+        let mut node = Node::start(host)?;
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|_| node.containerd.snapshots(NIX))
+            .collect::<Result<_>>()?;
+        let (calls, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let call = |number: usize, caller: &Snapshots| -> Result<()> {
+            for time in 0.. {
+                if enough.load(Ordering::Relaxed) {
+                    break;
+                }
+                let name = format!("{number} {time}");
+                caller.layer(&name, "", &[GC_ROOT])?;
+                caller.remove(&name)?;
+                calls.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let restart = |daemon: &mut Daemon| -> Result<()> {
+            for _ in 0..20 {
+                let before = calls.load(Ordering::Relaxed);
+                daemon.stop()?;
+                daemon.start_again()?;
+                poll("calls after a restart", SETTLE, || {
+                    let after = calls.load(Ordering::Relaxed) - before;
+                    Ok(when(after >= 2 * CALLERS))
+                })?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let call = &call;
+            let calling: Vec<_> = callers
+                .iter()
+                .enumerate()
+                .map(|(number, caller)| scope.spawn(move || call(number, caller)))
+                .collect();
+            let restarted = restart(&mut node.daemon);
+            enough.store(true, Ordering::Relaxed);
+            for caller in calling {
+                caller.join().expect("no assertion in a caller")?;
+            }
+            restarted
+        })
     });
 }
 

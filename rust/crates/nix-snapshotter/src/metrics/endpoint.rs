@@ -56,7 +56,7 @@ impl MetricsEndpoint {
                     let address = Address::claim_when_free(path, socket_group).await?;
                     let socket = address.listen()?;
                     Self {
-                        listener: Listener::Unix(UnixListener::from_std(socket.listener()?)?),
+                        listener: Listener::Unix(socket.listener()?),
                         _socket: Some(socket),
                     }
                 }
