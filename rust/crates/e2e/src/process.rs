@@ -123,6 +123,24 @@ pub fn memory_kib(pid: u32, field: &str) -> Result<u64> {
     Ok(number.parse()?)
 }
 
+/// The time that processors have spent on a process and on what it had done by the kernel, from
+/// proc_pid_stat(5).
+///
+/// # Errors
+/// It has ended.
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is a name in parentheses, which may have spaces.
+    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+    let mut ticks = 0;
+    for field in fields.split_whitespace().skip(11).take(2) {
+        ticks += field.parse::<u64>()?;
+    }
+    Ok(Duration::from_millis(
+        ticks * 1000 / rustix::param::clock_ticks_per_second(),
+    ))
+}
+
 /// A program that runs in the background and writes to a log file.
 #[derive(Debug)]
 pub struct Process {

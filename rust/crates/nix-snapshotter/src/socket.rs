@@ -15,6 +15,7 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream};
 use tokio_stream::wrappers::UnixListenerStream;
+use tracing::warn;
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,16 @@ const HANDOVER: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether the address is free.
 const HANDOVER_POLL: Duration = Duration::from_millis(20);
+
+/// How long nobody is taken after that has failed: mostly, the process has no file descriptor left.
+const ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Says why a connection could not be taken, and waits. It stays in the queue, and would fail again at
+/// once.
+pub(crate) async fn not_accepted(error: &io::Error) {
+    warn!(%error, "cannot take a connection");
+    tokio::time::sleep(ACCEPT_BACKOFF).await;
+}
 
 /// Tries again for a moment while an address is in use: a process that a killed daemon was just
 /// starting has its files open until its exec, and so holds its locks and its sockets.
@@ -180,9 +191,13 @@ impl Socket {
             self.withdraw();
         };
         let waiting = stream::iter(iter::from_fn(|| self.waiting()));
-        Ok(UnixListenerStream::new(listener)
-            .take_until(withdrawn)
-            .chain(waiting))
+        let accepted = UnixListenerStream::new(listener).then(|accepted| async {
+            if let Err(error) = &accepted {
+                not_accepted(error).await;
+            }
+            accepted
+        });
+        Ok(accepted.take_until(withdrawn).chain(waiting))
     }
 
     /// Deletes the socket, so that nobody finds it any more; only our own: an administrator may have

@@ -1,13 +1,13 @@
 //! What cannot work is refused with a message that names the thing and the way out, and leaves nothing.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::net::UnixStream, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use e2e::{
     daemon::{Config, Daemon, Kept},
     host::{Host, test},
     image::{NIX_CLOSURE, NIX_STORE_PATH},
-    process::{SETTLE, is_alive, poll, run, succeed, when},
+    process::{SETTLE, is_alive, poll, processor_time, run, succeed, when},
     snapshots::{Snapshots, refused, says},
     store::Store,
 };
@@ -433,4 +433,30 @@ fn all_ended(pids: &Path) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+#[test]
+fn clients_without_number_cost_no_processor_and_keep_nobody_out_for_good() {
+    test(|host| {
+        // After what the daemon itself has open, fewer are left than there are clients.
+        let daemon =
+            Daemon::start(&Config::new(host, "daemon").wrapped(&["prlimit", "--nofile=64"]))?;
+        let clients: Vec<_> = (0..100)
+            .map(|_| UnixStream::connect(daemon.config().address()))
+            .collect::<Result<_, _>>()?;
+        poll("the last file descriptor", SETTLE, || {
+            let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count();
+            Ok(when(open == 64))
+        })?;
+        let before = processor_time(daemon.pid())?;
+        thread::sleep(Duration::from_secs(1));
+        let used = processor_time(daemon.pid())? - before;
+        ensure!(
+            used < Duration::from_millis(200),
+            "it has used {used:?} of a second"
+        );
+        drop(clients);
+        ensure!(daemon.snapshots()?.list(&[])?.is_empty());
+        Ok(())
+    });
 }

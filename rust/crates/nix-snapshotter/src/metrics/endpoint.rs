@@ -15,16 +15,13 @@ use tokio::{
 use tracing::debug;
 
 use super::{Metrics, MetricsAddress};
-use crate::socket::{Address, Socket, when_free};
+use crate::socket::{Address, Socket, not_accepted, when_free};
 
 /// Connections at a time: more than Prometheus and a person at a terminal need.
 const MAX_CONNECTIONS: usize = 8;
 
 /// How long a client may take to send its request, and then to send the next.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long to wait when the process has no file descriptor left for a connection.
-const BACKOFF: Duration = Duration::from_millis(100);
 
 /// The media type of OpenMetrics.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -94,8 +91,7 @@ impl MetricsEndpoint {
                 }),
             };
             if let Err(error) = accepted {
-                debug!(%error, "cannot take a connection for metrics");
-                tokio::time::sleep(BACKOFF).await;
+                not_accepted(&error).await;
             }
         }
     }
