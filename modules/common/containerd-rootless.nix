@@ -37,6 +37,7 @@ let
     inherit (cfg) package;
     prefix = "virtualisation.containerd.rootless";
     daemon = "services.nix-snapshotter.rootless";
+    disableCgroup = true;
   };
   arguments = lib.mapAttrsToList (name: value: commandLine.expand "--${name}=${value}") cfg.args;
 

@@ -4,12 +4,14 @@
 #   daemon    where those of their nix-snapshotter are
 #   package   the containerd that runs
 #   file      what its configuration is made to, and it is to be started with
+#   disableCgroup   what the modules themselves write of it, if anything
 { lib }:
-{ prefix, daemon, cfg, package, file }:
+{ prefix, daemon, cfg, package, file, disableCgroup ? null }:
 let
   isRuntime = name: cfg.settings ? plugins."io.containerd.grpc.v1.cri".containerd.runtimes.${name}
     || cfg.settings ? plugins."io.containerd.cri.v1.runtime".containerd.runtimes.${name};
   version = cfg.settings.version or 2;
+  cgroup = cfg.settings.plugins."io.containerd.grpc.v1.cri".disable_cgroup or null;
 in
 {
   assertions = [
@@ -42,7 +44,12 @@ in
     }
   ];
 
-  warnings = lib.optional (cfg.defaultRuntime == "runsc" && !(isRuntime "runsc")) ''
-    ${prefix}.defaultRuntime is runsc, a runtime that nothing defines: pods will not start. Set ${prefix}.gVisorIntegration.
-  '';
+  warnings =
+    lib.optional (cfg.defaultRuntime == "runsc" && !(isRuntime "runsc")) ''
+      ${prefix}.defaultRuntime is runsc, a runtime that nothing defines: pods will not start. Set ${prefix}.gVisorIntegration.
+    ''
+    ++ lib.optional (cgroup != disableCgroup && cgroup != null && lib.versionAtLeast package.version "2") ''
+      ${prefix}.settings has disable_cgroup, which containerd ${package.version} does not know: since 2.0 pods
+      always have control groups. Remove it.
+    '';
 }

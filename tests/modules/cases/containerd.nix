@@ -116,6 +116,10 @@ in
       "its programs" = lib.elem pkgs.gvisor result.config.systemd.services.containerd.path;
     };
 
+  "a setting that containerd 2 does not have any more" =
+    checks.warned [ "virtualisation.containerd.settings has disable_cgroup" "Remove it" ]
+      (integrated { virtualisation.containerd.settings.plugins."io.containerd.grpc.v1.cri".disable_cgroup = true; });
+
   "gVisor as the default only" =
     checks.warned [ "defaultRuntime is runsc" "gVisorIntegration" ]
       (containerd { virtualisation.containerd.defaultRuntime = "runsc"; });

@@ -352,10 +352,24 @@ in
     };
 
   "settings of one's own" =
-    let result = containerdWith { settings.plugins."io.containerd.grpc.v1.cri".disable_cgroup = false; }; in
+    let result = containerdWith { settings.plugins."io.containerd.grpc.v1.cri".restrict_oom_score_adj = false; }; in
     checks.accepted result // {
-      "win" = !result.config.virtualisation.containerd.rootless.settings.plugins."io.containerd.grpc.v1.cri".disable_cgroup;
+      "win" =
+        !result.config.virtualisation.containerd.rootless.settings.plugins."io.containerd.grpc.v1.cri".restrict_oom_score_adj;
     };
+
+  "a setting that containerd 2 does not have any more" =
+    checks.warned [ "virtualisation.containerd.rootless.settings has disable_cgroup" "containerd 2.2.0" "Remove it" ]
+      (containerdWith {
+        package = pkgs.containerd // { version = "2.2.0"; };
+        settings.plugins."io.containerd.grpc.v1.cri".disable_cgroup = false;
+      });
+
+  "that setting, with containerd 1.7" =
+    checks.accepted (containerdWith {
+      package = pkgs.containerd // { version = "1.7.27"; };
+      settings.plugins."io.containerd.grpc.v1.cri".disable_cgroup = false;
+    });
 
   "a program of one's own that enters the namespaces" =
     let result = containerdWith { nsenter = pkgs.writeShellScriptBin "containerd-nsenter" ""; }; in
