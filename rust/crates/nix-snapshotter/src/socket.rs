@@ -177,10 +177,11 @@ impl Socket {
 
     /// Whoever connects until `stop` has ended, and whoever waited to be taken by then.
     ///
-    /// containerd connects again while its last connection is being closed. It tries anew every 10 ms
-    /// where it finds no socket, with its calls waiting; but a connection that breaks off before it is
-    /// answered makes them fail for a second or more (containerd 1.7 to 2.2, `pkg/dialer`, and gRPC's
-    /// back-off). So the socket goes first, and nobody who has found it is left without an answer.
+    /// containerd connects again while its last connection is being closed. Where it finds no socket,
+    /// it looks again every 10 ms for a second, with its calls waiting; but a connection that breaks
+    /// off before it is answered makes them fail for a second or more (containerd 1.7 to 2.2,
+    /// `pkg/dialer`, and gRPC's back-off). So the socket goes first, and nobody who has found it is
+    /// left without an answer.
     pub(crate) fn connections(
         &self,
         stop: impl Future<Output = ()>,
