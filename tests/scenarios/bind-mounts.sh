@@ -36,7 +36,7 @@ and_all_are_still_there() {
 }
 
 the_services_run_as_ever() {
-    eventually ctr snapshots --snapshotter nix list
+    containerd_reaches_the_snapshotter
     has "$(hello)" "Hello, world!"
 }
 

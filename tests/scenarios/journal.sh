@@ -37,6 +37,7 @@ a_wrong_configuration_fails_the_unit_with_its_reason() {
 it_starts_when_that_is_mended() {
     undone nix-snapshotter
     manager start nix-snapshotter.service containerd.service
+    containerd_reaches_the_snapshotter
     has "$(hello)" "Hello, world!"
 }
 

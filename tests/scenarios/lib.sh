@@ -205,6 +205,12 @@ process_of() {
     ctr tasks list | awk -v name="$1" '$1 == name { print $2 }'
 }
 
+# containerd_reaches_the_snapshotter: it has, after one that was away for long. It waits up to three seconds between its
+# attempts to connect (gRPC's back-off).
+containerd_reaches_the_snapshotter() {
+    eventually ctr snapshots --snapshotter nix list
+}
+
 hello() {
     run_container "$scenario-hello-$RANDOM" "$(image_of "$HELLO_IMAGE")" --rm
 }

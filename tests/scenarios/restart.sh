@@ -39,8 +39,7 @@ it_outlives_a_snapshotter_that_is_killed() {
     images=$(ctr images list --quiet)
     manager kill --kill-whom=main --signal=SIGKILL nix-snapshotter.service
     eventually as_owner nix-snapshotter --address "$snapshotter_socket" status
-    # containerd waits a little longer after each attempt in vain (gRPC's back-off).
-    eventually ctr snapshots --snapshotter nix list
+    containerd_reaches_the_snapshotter
     goes_on "$images"
 }
 

@@ -39,7 +39,7 @@ a_container_ends_with_the_namespaces() {
 
 # With the images, though not with the containers, which containerd knows as ended.
 it_all_works_again() {
-    eventually ctr snapshots --snapshotter nix list
+    containerd_reaches_the_snapshotter
     equal 0 "$(ctr tasks list --quiet | wc --lines)"
     they_share_the_users_namespaces
     remove_container "$scenario-redis"

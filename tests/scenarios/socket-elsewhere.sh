@@ -31,7 +31,7 @@ what_others_have_there_outlives_it() {
 
 it_serves_there_again() {
     manager start nix-snapshotter.service
-    eventually ctr snapshots --snapshotter nix list
+    containerd_reaches_the_snapshotter
     it_serves_there
 }
 
