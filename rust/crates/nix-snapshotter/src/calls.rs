@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Level, Span, field::Empty};
@@ -27,6 +28,9 @@ use crate::{
 
 /// A call that takes longer is told of, whatever its outcome.
 const SLOW: Duration = Duration::from_secs(1);
+
+/// How long after the last call those who are connected may begin another, once there is to be an end.
+const REST: Duration = Duration::from_millis(500);
 
 /// Most bytes of the message of a call that failed. It holds what Nix said last.
 const MESSAGE_BYTES: usize = 8 * 1024;
@@ -72,11 +76,26 @@ pub(crate) fn about(fields: &[(&str, &str)]) {
 #[derive(Clone)]
 pub(crate) struct Calls {
     metrics: Arc<Metrics>,
+    in_flight: TaskTracker,
 }
 
 impl Calls {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+        let in_flight = TaskTracker::new();
+        // Nobody waits for an end of the tracker itself.
+        in_flight.close();
+        Self { metrics, in_flight }
+    }
+
+    /// Ends when no call is in flight, half a second after the last has ended.
+    pub(crate) async fn rest(&self) {
+        loop {
+            self.in_flight.wait().await;
+            tokio::time::sleep(REST).await;
+            if self.in_flight.is_empty() {
+                return;
+            }
+        }
     }
 }
 
@@ -86,7 +105,7 @@ impl<S> Layer<S> for Calls {
     fn layer(&self, service: S) -> Observed<S> {
         Observed {
             service,
-            metrics: Arc::clone(&self.metrics),
+            calls: self.clone(),
         }
     }
 }
@@ -95,7 +114,7 @@ impl<S> Layer<S> for Calls {
 #[derive(Clone)]
 pub(crate) struct Observed<S> {
     service: S,
-    metrics: Arc<Metrics>,
+    calls: Calls,
 }
 
 impl<S> Service<http::Request<Body>> for Observed<S>
@@ -112,7 +131,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let mut call = Call::begin(&request, Arc::clone(&self.metrics));
+        let mut call = Call::begin(&request, &self.calls);
         let deadline = Deadline::of(request.headers());
         let span = call.span.clone();
         let answer = span.in_scope(|| self.service.call(request));
@@ -169,12 +188,13 @@ struct Call {
     begun: Instant,
     span: Span,
     metrics: Arc<Metrics>,
+    _in_flight: TaskTrackerToken,
     /// `None` until it is known, and for ever if the client hangs up first.
     status: Option<Status>,
 }
 
 impl Call {
-    fn begin(request: &http::Request<Body>, metrics: Arc<Metrics>) -> Self {
+    fn begin(request: &http::Request<Body>, calls: &Calls) -> Self {
         let method = method(request.uri().path());
         // At the severest level, so that every message from within says what it belongs to.
         let span = tracing::error_span!(
@@ -191,12 +211,13 @@ impl Call {
         if let Some(Ok(namespace)) = namespace.map(http::HeaderValue::to_str) {
             span.record("namespace", &*excerpt(namespace));
         }
-        metrics.call_begins(method);
+        calls.metrics.call_begins(method);
         Self {
             method,
             begun: Instant::now(),
             span,
-            metrics,
+            metrics: Arc::clone(&calls.metrics),
+            _in_flight: calls.in_flight.token(),
             status: None,
         }
     }

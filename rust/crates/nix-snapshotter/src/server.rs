@@ -64,7 +64,8 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         // The receiver waits below for as long as the server runs.
         let _ = stopping.send(());
     })?;
-    let serving = server(Arc::clone(&metrics))
+    let calls = Calls::new(Arc::clone(&metrics));
+    let serving = server(calls.clone())
         .add_service(
             SnapshotsServer::new(service)
                 .max_decoding_message_size(MAX_MESSAGE)
@@ -105,9 +106,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         ended = serving => ended.context("the gRPC server failed")?,
         never = answering_metrics => match never {},
         never = following_images => match never {},
-        () = expired(stopped, grace) => {
-            warn!(seconds = grace.as_secs(), "requests in flight are abandoned: they did not end in time");
-        }
+        () = waited(stopped, &calls, grace) => {}
     }
     snapshotter.shut_down().await;
     info!(realisations = ?snapshotter.realisation_stats(), "stopped");
@@ -119,10 +118,10 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
 const MAX_HEADERS: u32 = 16 << 20;
 
 /// What takes calls, for services to be added to.
-pub(crate) fn server(metrics: Arc<Metrics>) -> Server<Stack<Calls, Identity>> {
+pub(crate) fn server(calls: Calls) -> Server<Stack<Calls, Identity>> {
     Server::builder()
         .http2_max_header_list_size(MAX_HEADERS)
-        .layer(Calls::new(metrics))
+        .layer(calls)
 }
 
 /// Opens what is kept on disk; from here on, no other daemon can have this root.
@@ -160,12 +159,20 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
     })
 }
 
-/// Ends `grace` after the daemon was asked to stop; never, if it is not.
-async fn expired(stopped: oneshot::Receiver<()>, grace: Duration) {
-    match stopped.await {
-        Ok(()) => tokio::time::sleep(grace).await,
+/// Ends when the daemon was asked to stop and has waited long enough for those who are connected;
+/// never, if it is not asked.
+async fn waited(stopped: oneshot::Receiver<()>, calls: &Calls, grace: Duration) {
+    if stopped.await.is_err() {
         // The server ended by itself, which the other branch reports.
-        Err(_) => std::future::pending().await,
+        return std::future::pending().await;
+    }
+    match tokio::time::timeout(grace, calls.rest()).await {
+        // Who has never spoken HTTP/2 does not close its connection when it is told to.
+        Ok(()) => info!("connections without a request in flight are abandoned"),
+        Err(_) => warn!(
+            seconds = grace.as_secs(),
+            "requests in flight are abandoned: they did not end in time"
+        ),
     }
 }
 

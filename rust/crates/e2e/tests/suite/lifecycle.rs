@@ -4,10 +4,11 @@ use std::{
     fs,
     os::unix::{
         fs::{MetadataExt, PermissionsExt},
-        net::UnixListener,
+        net::{UnixListener, UnixStream},
     },
     path::Path,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -123,6 +124,28 @@ fn a_request_in_flight_is_finished() {
         slow.daemon.start_again()?;
         ensure!(slow.daemon.snapshots()?.mounts("active")? == mounts);
         Ok(())
+    });
+}
+
+#[test]
+fn a_client_that_says_nothing_holds_up_the_end_no_longer_than_requests_do() {
+    test(|host| {
+        let config = Config::new(host, "daemon").line("shutdown_timeout = 3600");
+        let mut slow = Slow::start(host, config)?;
+        let _silent = UnixStream::connect(slow.daemon.config().address())?;
+        let snapshots = slow.daemon.snapshots()?;
+        let (label, path) = slow.label();
+        let prepare = snapshots.begin_prepare("active", "", &[(&label, &path)]);
+        slow.builder()?;
+        slow.daemon.signal(Signal::TERM)?;
+        slow.daemon.notified("STOPPING=1", STOP_BOUND)?;
+        // As long as the daemon would wait for silent clients several times over.
+        thread::sleep(Duration::from_secs(2));
+        slow.go()?;
+        prepare.answer()?;
+        let status = slow.daemon.wait(STOP_BOUND)?;
+        ensure!(status.success(), "{status}");
+        says(&slow.daemon.log(), &["without a request in flight"])
     });
 }
 

@@ -24,7 +24,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::Code;
 
 use super::*;
-use crate::{inventory::Inventories, metrics::Metrics};
+use crate::{calls::Calls, inventory::Inventories, metrics::Metrics};
 
 /// How long anything may take that is certain to happen.
 const BOUND: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ impl Daemon {
         let images = ImageService::new(&config, snapshotter.clone());
         let metrics = Metrics::new(Inventories::new(snapshotter, &config.root));
         let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
-        let server = crate::server::server(Arc::new(metrics)).add_service(images);
+        let server = crate::server::server(Calls::new(Arc::new(metrics))).add_service(images);
         tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
         Self { dir, containerd }
     }
