@@ -363,7 +363,7 @@ fn soak_containerd_and_the_daemon_agree_after_kills() {
     test(|host| {
         let mut random = host.random()?;
         let store = Store::new(host)?;
-        let (first, mut objects) = Image::of_each_sort(host, &store)?;
+        let (mut first, mut objects) = Image::of_each_sort(host, &store)?;
         let (second, more) = Image::of_each_sort(host, &store)?;
         objects.extend(more);
         // What no image holds is collected, and each pull fetches it again.
@@ -381,8 +381,9 @@ fn soak_containerd_and_the_daemon_agree_after_kills() {
             vec![],
             vec![(NIX_CLOSURE.to_owned(), objects[2].path().to_owned())],
         ];
-        let held = &first[1];
+        let held = &mut first[1];
         containerd.import(NIX, &held.archive)?;
+        held.present = Some(true);
         let container =
             containerd.run_detached(NIX, &[], &held.reference, &[BUSYBOX, "sleep", "100000"])?;
         let read: Vec<_> = held.command.clone();
