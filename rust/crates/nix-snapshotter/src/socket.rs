@@ -76,7 +76,10 @@ const ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 /// Says why a connection could not be taken, and waits. It stays in the queue, and would fail again at
 /// once.
 pub(crate) async fn not_accepted(error: &io::Error) {
-    warn!(%error, "cannot take a connection");
+    warn!(
+        %error,
+        "cannot take a connection, and tries again in a second (LimitNOFILE= of the unit bounds open files)"
+    );
     tokio::time::sleep(ACCEPT_BACKOFF).await;
 }
 

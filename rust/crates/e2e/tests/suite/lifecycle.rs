@@ -18,7 +18,7 @@ use e2e::{
     host::{Host, test},
     image::NIX_STORE_PATH,
     process::{SETTLE, is_alive, poll, succeed, when},
-    snapshots::says,
+    snapshots::{Preparing, says},
     store::{Object, Store},
 };
 use rustix::process::Signal;
@@ -57,6 +57,17 @@ impl<'h> Slow<'h> {
             .trim()
             .parse()
             .context("the builder's process number")
+    }
+
+    /// Prepares the snapshot `active`, and asks the daemon to end while the builder works for it.
+    fn prepare_and_stop(&mut self) -> Result<Preparing> {
+        let (label, path) = self.label();
+        let snapshots = self.daemon.snapshots()?;
+        let prepare = snapshots.begin_prepare("active", "", &[(&label, &path)]);
+        self.builder()?;
+        self.daemon.signal(Signal::TERM)?;
+        self.daemon.notified("STOPPING=1", STOP_BOUND)?;
+        Ok(prepare)
     }
 
     fn go(&self) -> Result<()> {
@@ -109,12 +120,7 @@ fn both_signals_end_it_in_order() {
 fn a_request_in_flight_is_finished() {
     test(|host| {
         let mut slow = Slow::start(host, Config::new(host, "daemon"))?;
-        let snapshots = slow.daemon.snapshots()?;
-        let (label, path) = slow.label();
-        let prepare = snapshots.begin_prepare("active", "", &[(&label, &path)]);
-        slow.builder()?;
-        slow.daemon.signal(Signal::TERM)?;
-        slow.daemon.notified("STOPPING=1", STOP_BOUND)?;
+        let prepare = slow.prepare_and_stop()?;
         slow.go()?;
         let mounts = prepare.answer()?;
         ensure!(mounts.len() == 2, "{mounts:?}");
@@ -133,12 +139,7 @@ fn a_client_that_says_nothing_holds_up_the_end_no_longer_than_requests_do() {
         let config = Config::new(host, "daemon").line("shutdown_timeout = 3600");
         let mut slow = Slow::start(host, config)?;
         let _silent = UnixStream::connect(slow.daemon.config().address())?;
-        let snapshots = slow.daemon.snapshots()?;
-        let (label, path) = slow.label();
-        let prepare = snapshots.begin_prepare("active", "", &[(&label, &path)]);
-        slow.builder()?;
-        slow.daemon.signal(Signal::TERM)?;
-        slow.daemon.notified("STOPPING=1", STOP_BOUND)?;
+        let prepare = slow.prepare_and_stop()?;
         // As long as the daemon would wait for silent clients several times over.
         thread::sleep(Duration::from_secs(2));
         slow.go()?;
