@@ -82,7 +82,7 @@ pub(crate) struct Calls {
 impl Calls {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         let in_flight = TaskTracker::new();
-        // Nobody waits for an end of the tracker itself.
+        // Only a closed one can be waited for; it still takes calls.
         in_flight.close();
         Self { metrics, in_flight }
     }
