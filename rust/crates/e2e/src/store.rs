@@ -3,16 +3,20 @@
 use std::{
     collections::BTreeMap,
     fmt, fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 
 use crate::{
     host::{Host, unique},
-    process::succeed,
+    process::{run, succeed},
 };
 
 /// A derivation whose builder is a script of busybox, the one program that every store here has.
@@ -244,13 +248,12 @@ impl fmt::Display for Object {
     }
 }
 
-/// What a C++ program says that destroys a thread which nobody has joined.
+/// How often in a row the collector may abort.
 ///
-/// Nix's collector does so once in some thousand runs beside other Nix processes (seen of 2.26).
-/// What it has not done by then it does the next time.
-const ABORTED: &str = "terminate called without an active exception";
-
-/// How often in a row that is borne.
+/// It does so once in some thousand runs beside other Nix processes (2.26 and 2.34): where one of
+/// them hangs up before the thread that serves it is noted, the next one's is destroyed without
+/// having been joined (`LocalStore::collectGarbage`, `libstore/gc.cc`). What it has not done by
+/// then it does the next time.
 const ABORTS: u32 = 3;
 
 /// Runs Nix's garbage collector.
@@ -258,13 +261,14 @@ const ABORTS: u32 = 3;
 /// # Errors
 /// What Nix says.
 pub fn collect_garbage() -> Result<()> {
-    let mut aborts = 0;
-    loop {
-        match succeed(&mut Command::new("nix-collect-garbage")) {
-            Err(error) if aborts < ABORTS && format!("{error:#}").contains(ABORTED) => aborts += 1,
-            done => return done.map(drop),
+    let mut collector = Command::new("nix-collect-garbage");
+    for _ in 0..ABORTS {
+        let ended = run(&mut collector)?;
+        if ended.status.signal() != Some(Signal::ABORT.as_raw()) {
+            return ended.success().map(drop).context("nix-collect-garbage");
         }
     }
+    succeed(&mut collector).map(drop)
 }
 
 /// Releases objects and has them deleted, as on a machine that never had them.

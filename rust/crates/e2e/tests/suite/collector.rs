@@ -233,6 +233,7 @@ fn snapshots_beside_the_collector(
     cache: &Cache,
     config: &Config,
     closures: &[Closure],
+    nix_daemon: Option<&NixDaemon>,
 ) -> Result<()> {
     let rounds = host.repetitions(6, 500);
     let daemon = Daemon::start(config)?;
@@ -252,9 +253,13 @@ fn snapshots_beside_the_collector(
     beside_the_collector(&[&alone, &shared, &shared, &shared], &|_| {
         Ok(snapshots.cleanup()?)
     })?;
+    // What nix-daemon does for a client it holds until it has noticed that the client is gone.
     poll("the end of the last realisation", SETTLE, || {
+        let workers = nix_daemon.map(NixDaemon::workers).transpose()?;
         Ok(when(
-            children(daemon.pid())?.is_empty() && cache.in_flight() == 0,
+            children(daemon.pid())?.is_empty()
+                && workers.is_none_or(|workers| workers.is_empty())
+                && cache.in_flight() == 0,
         ))
     })?;
     // Of what was abandoned, some had been there before.
@@ -272,7 +277,7 @@ fn soak_snapshots_beside_the_collector() {
     test(|host| {
         let (cache, closures) = away(host, &[Format::ClosureInfo, Format::PerPath])?;
         let config = cache.substituter_of(Config::new(host, "daemon"), &[]);
-        snapshots_beside_the_collector(host, &cache, &config, &closures)
+        snapshots_beside_the_collector(host, &cache, &config, &closures, None)
     });
 }
 
@@ -282,6 +287,6 @@ fn soak_snapshots_of_a_nix_daemon_beside_the_collector() {
         let (cache, closures) = away(host, &[Format::ClosureInfo, Format::PerPath])?;
         let nix_daemon = NixDaemon::start(host, cache.environment(&[]))?;
         let config = nix_daemon.client(Config::new(host, "daemon"));
-        snapshots_beside_the_collector(host, &cache, &config, &closures)
+        snapshots_beside_the_collector(host, &cache, &config, &closures, Some(&nix_daemon))
     });
 }
