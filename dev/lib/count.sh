@@ -29,6 +29,23 @@ count_line() {
     count_add "$passed" "$failed" "$skipped"
 }
 
+# count_failures LOG: what the log says of each failure: the words of Rust's test harness, or the lines about that of
+# another program.
+count_failures() {
+    awk '
+        /^running [0-9]+ tests?$/ { harness = 1 }
+        /^test result: / { harness = words = 0 }
+        harness && /^failures:$/ { words = 1 }
+        words { print; next }
+        after > 0 { print; after--; next }
+        !harness && (/ \.\.\. FAILED$/ || /^FAILED /) {
+            for (number = NR - about; number < NR; number++) if (number in line) print line[number]
+            print
+            after = about
+        }
+        { line[NR] = $0; delete line[NR - about] }' about=40 "$1"
+}
+
 count_print() {
     printf '%d passed, %d failed, %d skipped\n' "$count_passed" "$count_failed" "$count_skipped"
 }
