@@ -95,7 +95,7 @@ pub enum Error {
     /// Whoever wanted the store paths has gone away.
     #[error("the realisation was cancelled")]
     Cancelled,
-    /// The program reported success, and yet the store path is not there.
+    /// The program reported success, and yet the store path is not there, or no longer valid.
     #[error("{program} reported success, but {path} does not exist")]
     NotRealised {
         /// The program as it was called.

@@ -217,7 +217,7 @@ impl Realiser {
             match self.sizes_of_valid(paths, cancel).await {
                 // One path that is not valid is enough for that.
                 Err(error @ Error::Failed { .. }) => {
-                    let valid = self.valid(paths, cancel).await?;
+                    let valid = valid(&self.0, paths, cancel).await?;
                     if valid.len() == paths.len() {
                         return Err(error);
                     }
@@ -229,19 +229,6 @@ impl Realiser {
             }
         }
         Ok(sizes)
-    }
-
-    /// Those of these paths, few enough for a call, that are valid.
-    async fn valid(
-        &self,
-        paths: &[StorePath],
-        cancel: &CancellationToken,
-    ) -> Result<Vec<StorePath>, Error> {
-        let output = run(&self.0, &mut nix_cli::invalid(paths), paths, cancel).await?;
-        let answer = String::from_utf8_lossy(&output.stdout);
-        let invalid: HashSet<_> = answer.lines().collect();
-        let is_valid = |path: &&StorePath| !invalid.contains(path.as_str());
-        Ok(paths.iter().filter(is_valid).cloned().collect())
     }
 
     /// The sizes of valid paths, few enough for a call.
@@ -321,8 +308,13 @@ impl Realisation<'_> {
     async fn references(&self, path: &StorePath) -> Result<Closure, Error> {
         let subject = std::slice::from_ref(path);
         let output = match self.run(&mut nix_cli::registration(path), subject).await {
-            Err(Error::Failed { .. }) if !path.exists() => {
-                return Err(not_realised(self.options, path));
+            // The collector takes an object from the database before it deletes it.
+            Err(error @ Error::Failed { .. }) => {
+                let valid = valid(self.options, subject, self.cancel).await?;
+                return Err(match valid.is_empty() {
+                    true => not_realised(self.options, path),
+                    false => error,
+                });
             }
             done => done?,
         };
@@ -439,6 +431,19 @@ async fn run(
         Err(Stopped::Cancelled) => Err(Error::Cancelled),
         Err(Stopped::Io(reason)) => Err(Error::Start { program, reason }),
     }
+}
+
+/// Those of these paths, few enough for a call, that are valid.
+async fn valid(
+    options: &RealiserOptions,
+    paths: &[StorePath],
+    cancel: &CancellationToken,
+) -> Result<Vec<StorePath>, Error> {
+    let output = run(options, &mut nix_cli::invalid(paths), paths, cancel).await?;
+    let answer = String::from_utf8_lossy(&output.stdout);
+    let invalid: HashSet<_> = answer.lines().collect();
+    let is_valid = |path: &&StorePath| !invalid.contains(path.as_str());
+    Ok(paths.iter().filter(is_valid).cloned().collect())
 }
 
 fn not_realised(options: &RealiserOptions, path: &StorePath) -> Error {
