@@ -37,8 +37,9 @@ supervise() {
         fi
         [[ -z $wanted ]] || supervise_stop
         if ! kill -0 "$runner" 2>/dev/null; then
-            # It may have reported after the time limit and before it ended.
-            read -r -t 0.1 -u "$results" part || true
+            # It may have reported after the time limit and before it ended; this ends the line if not.
+            echo >&"$results"
+            read -r -u "$results" part
             break
         fi
     done

@@ -20,8 +20,12 @@ its_start_and_its_end_are_told() {
     manager start nix-snapshotter.service
 }
 
-messages_have_their_severity() {
+it_says_that_it_serves() {
     has "$(journal nix-snapshotter --priority=info)" "serving address="
+}
+
+messages_have_their_severity() {
+    eventually it_says_that_it_serves
     [[ $(journal nix-snapshotter --priority=warning) != *serving* ]] || fail "a notice is a warning for the journal"
 }
 

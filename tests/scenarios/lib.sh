@@ -42,7 +42,8 @@ steps() {
         "$SCENARIO_STEP"
         exit
     fi
-    eventually manager is-active "$target"
+    # It may be the first that waits for the whole machine, or for all of the user's services.
+    patience=120 eventually manager is-active "$target"
     tidied
     for step in "$@"; do
         # Steps start services more often than systemd permits in so short a time.
@@ -211,8 +212,15 @@ containerd_reaches_the_snapshotter() {
     eventually ctr snapshots --snapshotter nix list
 }
 
+# hello: what the container says. The shim writes it down: of what passes through ctr, some is lost now and then
+# (containerd's pkg/cio/io_unix.go closes pipes that may not have been read).
 hello() {
-    run_container "$scenario-hello-$RANDOM" "$(image_of "$HELLO_IMAGE")" --rm
+    local said status=0
+    said=$(as_owner mktemp)
+    run_container "$scenario-hello-$RANDOM" "$(image_of "$HELLO_IMAGE")" --rm --log-uri "file://$said" || status=$?
+    cat "$said"
+    rm "$said"
+    return "$status"
 }
 
 start_redis() {

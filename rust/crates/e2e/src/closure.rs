@@ -130,7 +130,7 @@ impl Closure {
     }
 
     /// The command by which a container checks its content, to the last byte. It tells by
-    /// its status: `ctr` loses output now and then.
+    /// its status.
     #[must_use]
     pub fn check(&self) -> [String; 4] {
         let program = self.program();

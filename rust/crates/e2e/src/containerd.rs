@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::{
@@ -214,9 +214,41 @@ impl Containerd {
     /// # Errors
     /// `ctr` cannot be run, or takes too long.
     pub fn run(&self, snapshotter: &str, image: &str, command: &[&str]) -> Result<Ended> {
+        self.run_in(&self.namespace, snapshotter, image, command)
+    }
+
+    /// As [`Containerd::run`], in another namespace.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_in(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        image: &str,
+        command: &[&str],
+    ) -> Result<Ended> {
         let id = unique("once");
-        let mut ctr = self.ctr(&["run", "--rm", "--snapshotter", snapshotter, image, &id]);
-        run(ctr.args(command))
+        // Of two namespaces, `ctr` takes the last.
+        let mut ctr = self.ctr(&["--namespace", namespace, "run", "--rm"]);
+        ctr.args(["--snapshotter", snapshotter]);
+        self.run_logged(ctr, &[&[image, &id], command].concat())
+    }
+
+    /// Runs `ctr` for a process whose output, on both streams, the shim writes to a file.
+    ///
+    /// Of what passes through `ctr` itself, some is lost now and then: as soon as it hears of the
+    /// end, it closes the pipes, whether or not they were read (containerd's `pkg/cio/io_unix.go`).
+    fn run_logged(&self, mut ctr: Command, arguments: &[&str]) -> Result<Ended> {
+        let log = self.dir.join(unique("output"));
+        let uri = format!("file://{}", log.display());
+        let mut ended = run(ctr.args(["--log-uri", &uri]).args(arguments))?;
+        // There is none where no process was started.
+        if log.exists() {
+            ended.stdout += &String::from_utf8_lossy(&fs::read(&log)?);
+            fs::remove_file(&log)?;
+        }
+        Ok(ended)
     }
 
     /// Starts a container that goes on until the value is dropped.
@@ -333,16 +365,16 @@ pub struct Container<'a> {
 }
 
 impl Container<'_> {
-    /// Runs a command in it, and gives what that writes to standard output.
+    /// Runs a command in it, and gives what that writes.
     ///
     /// # Errors
     /// The command's own, and the container's end.
     pub fn exec(&self, command: &[&str]) -> Result<String> {
         let exec = unique("exec");
-        let mut ctr = self
-            .containerd
-            .ctr(&["tasks", "exec", "--exec-id", &exec, &self.id]);
-        succeed(ctr.args(command))
+        let ctr = self.containerd.ctr(&["tasks", "exec", "--exec-id", &exec]);
+        let arguments = [&[&*self.id], command].concat();
+        let ended = self.containerd.run_logged(ctr, &arguments)?;
+        ended.success().with_context(|| format!("{command:?}"))
     }
 
     /// How its snapshot is to be mounted.

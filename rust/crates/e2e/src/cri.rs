@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use http::uri::PathAndQuery;
 use tonic::{Request, Status, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
@@ -27,6 +27,34 @@ use cri_api::v1::{
 
 /// How long the CRI may take to look at all images after containerd has begun to listen.
 const START_BOUND: Duration = Duration::from_secs(60);
+
+/// A pull that is under way.
+#[derive(Debug)]
+pub struct Pulling(tokio::task::JoinHandle<Result<String, Status>>);
+
+impl Pulling {
+    /// Waits for what names the image from then on.
+    ///
+    /// # Errors
+    /// The status of PullImage; there is no answer within `patience`.
+    pub fn answer(self, patience: Duration) -> Result<String> {
+        let answer = runtime::wait(async { tokio::time::timeout(patience, self.0).await });
+        Ok(answer.context("a pull that does not end")???)
+    }
+
+    /// Goes away.
+    ///
+    /// # Errors
+    /// There was an answer before.
+    pub fn abandon(self) -> Result<()> {
+        self.0.abort();
+        // Ended for certain, and its stream with it.
+        match runtime::wait(self.0) {
+            Ok(answer) => bail!("the pull had ended: {answer:?}"),
+            Err(_) => Ok(()),
+        }
+    }
+}
 
 /// A connection to the CRI of one containerd. It outlives a restart of that.
 #[derive(Clone, Debug)]
@@ -111,6 +139,16 @@ impl Cri {
         let request = PullImageRequest { image: spec(image) };
         let answer = runtime::wait(self.image_service().pull_image(request))?;
         Ok(answer.into_inner().image_ref)
+    }
+
+    /// Begins to pull an image, for tests that do something meanwhile.
+    #[must_use]
+    pub fn begin_pull(&self, image: &str) -> Pulling {
+        let request = PullImageRequest { image: spec(image) };
+        let mut client = self.image_service();
+        Pulling(runtime::spawn(async move {
+            Ok(client.pull_image(request).await?.into_inner().image_ref)
+        }))
     }
 
     /// Begins to pull images, all at once, and gives up waiting for them after a while.

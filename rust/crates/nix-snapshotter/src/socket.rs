@@ -61,11 +61,19 @@ pub(crate) struct Address {
     path: PathBuf,
     gid: Option<u32>,
     /// Of two daemons that start at once, one gets it.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Address {
+    /// Closing would not be enough: a child process that has not come to its exec yet has the file
+    /// open, too.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
 }
 
 /// How long an address may stay in use by a daemon that is gone.
-const HANDOVER: Duration = Duration::from_secs(1);
+const HANDOVER: Duration = Duration::from_secs(3);
 
 /// How often it is looked whether the address is free.
 const HANDOVER_POLL: Duration = Duration::from_millis(20);
@@ -122,7 +130,7 @@ impl Address {
         Ok(Self {
             path: path.to_owned(),
             gid,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -366,16 +374,19 @@ mod tests {
         UnixStream::connect(&address).unwrap();
     }
 
-    #[test]
-    fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+    /// What other tests start has the sockets of this one open until its exec.
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_anything_else_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let address = dir.path().join("a.sock");
         drop(UnixListener::bind(&address).unwrap());
         assert!(address.exists());
-        drop(bind(&address, None).unwrap());
+        let claimed = Address::claim_when_free(&address, None).await.unwrap();
+        drop(claimed.listen().unwrap());
 
         fs::write(&address, "precious").unwrap();
-        let error = bind(&address, None).unwrap_err();
+        let claimed = Address::claim_when_free(&address, None).await;
+        let error = claimed.unwrap_err();
         assert!(matches!(error, Error::NotASocket { .. }), "{error}");
         assert_eq!(fs::read_to_string(&address).unwrap(), "precious");
     }

@@ -12,6 +12,7 @@
 //! that Nix keeps stable for single-user and daemon stores alike.
 
 mod closure;
+mod collector;
 mod error;
 mod gc_roots;
 mod nix_cli;

@@ -61,6 +61,10 @@ pub(crate) async fn run(
     timeout: Option<Duration>,
     cancel: &CancellationToken,
 ) -> Result<Output, Stopped> {
+    // Nobody wants it any more: it need not begin.
+    if cancel.is_cancelled() {
+        return Err(Stopped::Cancelled);
+    }
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -209,9 +213,12 @@ impl Drop for Group {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{path::Path, time::Instant};
 
     use super::*;
+
+    /// How long anything may take that is certain to happen.
+    const BOUND: Duration = Duration::from_secs(60);
 
     /// As [`super::run`], for nobody who could cancel it.
     async fn run(command: &mut Command, timeout: Option<Duration>) -> Result<Output, Stopped> {
@@ -225,10 +232,24 @@ mod tests {
     }
 
     /// Whether a process that the script wrote the id of is running.
-    fn alive(pid_file: &std::path::Path) -> bool {
+    fn alive(pid_file: &Path) -> bool {
         let pid = std::fs::read_to_string(pid_file).unwrap();
         // A zombie is dead: it has no command line any more.
         std::fs::read(format!("/proc/{}/cmdline", pid.trim())).is_ok_and(|line| !line.is_empty())
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        let waiting = async {
+            while !condition() {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        time::timeout(BOUND, waiting).await.expect("in time");
+    }
+
+    /// Waits until the script has written the id of a process.
+    async fn written(pid_file: &Path) {
+        until(|| std::fs::read_to_string(pid_file).is_ok_and(|pid| !pid.is_empty())).await;
     }
 
     #[tokio::test]
@@ -253,21 +274,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_hangs_has_ended_with_its_children() {
-        // By itself, by the signal, and not before it is killed.
-        for trap in ["", "trap 'exit 0' TERM;", "trap '' TERM;"] {
+        let hang = async |trap: &str| {
             let dir = tempfile::tempdir().unwrap();
             let pid = dir.path().join("pid");
             let script = format!(
                 "{trap} echo waiting >&2; sleep 1000 & echo $! > {}; wait; wait; sleep 1000",
                 pid.display()
             );
-            let stopped = run(&mut sh(&script), Some(Duration::from_millis(500))).await;
+            // Long enough for the script to start its child.
+            let stopped = run(&mut sh(&script), Some(Duration::from_secs(5))).await;
             let Err(Stopped::TimedOut(stderr)) = stopped else {
                 panic!("it ended");
             };
             assert_eq!(stderr, "waiting\n");
             assert!(!alive(&pid), "{trap}");
-        }
+        };
+        // By itself, by the signal, and not before it is killed.
+        tokio::join!(hang(""), hang("trap 'exit 0' TERM;"), hang("trap '' TERM;"));
     }
 
     #[tokio::test]
@@ -283,9 +306,7 @@ mod tests {
         let cancel = CancellationToken::new();
         let mut command = sh(&script);
         let (stopped, ()) = tokio::join!(super::run(&mut command, None, &cancel), async {
-            while !std::fs::read_to_string(&pid).is_ok_and(|pid| !pid.is_empty()) {
-                time::sleep(Duration::from_millis(10)).await;
-            }
+            written(&pid).await;
             cancel.cancel();
         });
         assert!(matches!(stopped, Err(Stopped::Cancelled)));
@@ -299,14 +320,11 @@ mod tests {
         let pid = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
         let mut command = sh(&script);
-        let running = run(&mut command, None);
-        assert!(
-            time::timeout(Duration::from_millis(500), running)
-                .await
-                .is_err()
-        );
-        time::sleep(Duration::from_millis(200)).await;
-        assert!(!alive(&pid));
+        tokio::select! {
+            _ = run(&mut command, None) => panic!("it ended"),
+            () = written(&pid) => {}
+        }
+        until(|| !alive(&pid)).await;
     }
 
     #[tokio::test]

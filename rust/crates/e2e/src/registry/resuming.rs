@@ -42,6 +42,8 @@ pub struct Seen {
 struct Kept {
     seen: Seen,
     uploads: BTreeMap<String, Vec<u8>>,
+    /// Whose turn it is with an upload.
+    turns: BTreeMap<String, Arc<Turn>>,
     next: usize,
     /// How many more uploads it refuses in their middle because nobody has logged in.
     expiring: usize,
@@ -50,6 +52,8 @@ struct Kept {
 }
 
 type Shared = Arc<Mutex<Kept>>;
+
+type Turn = tokio::sync::Mutex<()>;
 
 fn lock(shared: &Shared) -> MutexGuard<'_, Kept> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
@@ -126,6 +130,9 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
         }
         .into_response();
     }
+    // Of a request whose connection was cut, the rest may still be coming in.
+    let turn = lock(&shared).turns.entry(name.clone()).or_default().clone();
+    let _turn = turn.lock().await;
     match method {
         Method::POST if path == UPLOADS => {
             let mut kept = lock(&shared);

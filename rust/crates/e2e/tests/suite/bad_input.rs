@@ -409,13 +409,13 @@ fn a_builder_that_hangs_is_killed_with_its_children() {
             pids.display()
         );
         let config = Config::new(host, "daemon")
-            .line("realise_timeout = 1")
+            .line("realise_timeout = 5")
             .builder(&script)?;
         let empty = Empty::start(&config)?;
         let answer = empty
             .snapshots
             .prepare("extract", "", &[(&*label(), NOBODYS)]);
-        let words = ["daemon/builder", NOBODYS, "1 s", "realise_timeout"];
+        let words = ["daemon/builder", NOBODYS, "5 s", "realise_timeout"];
         refused(answer, Code::DeadlineExceeded, &words)?;
         all_ended(&pids)?;
         ensure!(empty.snapshots.list(&[])?.is_empty());

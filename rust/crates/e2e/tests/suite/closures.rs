@@ -1,11 +1,6 @@
 //! Nix layers on the daemon's own socket: what is mounted for whom, and what holds it.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    time::{Duration, SystemTime},
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
@@ -187,13 +182,12 @@ fn calls_do_not_wait_for_a_realisation() {
             Ok(when(!daemon.config().kept()?.gc_roots.is_empty()))
         })?;
 
-        let before = SystemTime::now();
+        // They would never be answered: only afterwards may the builder go on.
         snapshots.layer("base", "", &[])?;
         snapshots.prepare("active", "base", &[])?;
         snapshots.remove("active")?;
         snapshots.cleanup()?;
         refused(snapshots.stat("slow"), Code::NotFound, &["slow"])?;
-        ensure!(before.elapsed()? < Duration::from_secs(5));
 
         fs::write(&go, "")?;
         ensure!(slow.answer()?.len() == 2);

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use e2e::{
     cache::Cache,
     containerd::{Containerd, NIX},
-    daemon::{Config, Daemon},
+    daemon::{Config, Daemon, Descendants},
     host::{Host, test},
     image::{Layer, NIX_CLOSURE, NIX_STORE_PATH},
     invariants,
@@ -90,14 +90,24 @@ fn sleep_up_to(random: &mut Rng, milliseconds: u64) {
     thread::sleep(Duration::from_millis(random.u64(0..=milliseconds)));
 }
 
-/// Kills a daemon, and perhaps its successors while they start, and starts the last one.
-fn kill(daemon: &mut Daemon, random: &mut Rng) -> Result<()> {
+/// Kills a daemon, and perhaps its successors while they start, and starts the last one. Gives what
+/// the killed ones have started.
+fn kill(daemon: &mut Daemon, random: &mut Rng) -> Result<Vec<Descendants>> {
+    let mut orphans = vec![daemon.descendants().clone()];
     daemon.kill()?;
     while random.u32(0..4) == 0 {
         let after = Duration::from_millis(random.u64(0..=START_MS));
-        daemon.config().start_and_kill(after)?;
+        orphans.push(daemon.config().start_and_kill(after)?);
     }
-    daemon.start_again()
+    daemon.start_again()?;
+    Ok(orphans)
+}
+
+/// Waits until all of them have ended.
+fn end(orphans: &mut Vec<Descendants>) -> Result<()> {
+    orphans
+        .drain(..)
+        .try_for_each(|descendants| descendants.end(ORPHAN_BOUND))
 }
 
 /// Layers in every format, of which some have to be built.
@@ -186,13 +196,12 @@ fn soak_what_was_acknowledged_outlives_a_kill() {
             .collect();
         load.run(clients, host.repetitions(12, 300), || {
             sleep_up_to(&mut random, LIFE_MS);
-            let orphans = daemon.descendants().clone();
             load.outages.begin();
-            kill(&mut daemon, &mut random)?;
+            let mut orphans = kill(&mut daemon, &mut random)?;
             load.outages.end();
 
             let _rest = load.rest.write();
-            orphans.end(ORPHAN_BOUND)?;
+            end(&mut orphans)?;
             invariants::check(&daemon)?;
             if random.u32(0..8) == 0 {
                 // Only what a snapshot holds stays, so that the rest has to be built again.
@@ -425,9 +434,8 @@ fn soak_containerd_and_the_daemon_agree_after_kills() {
         let mut orphans = Vec::new();
         load.run(clients, host.repetitions(12, 300), || {
             sleep_up_to(&mut random, PULL_MS);
-            orphans.push(daemon.descendants().clone());
             load.outages.begin();
-            kill(&mut daemon, &mut random)?;
+            orphans.extend(kill(&mut daemon, &mut random)?);
             goes_on()?;
             reached(&client)?;
             load.outages.end();
@@ -436,9 +444,7 @@ fn soak_containerd_and_the_daemon_agree_after_kills() {
             }
 
             let _rest = load.rest.write();
-            for descendants in orphans.drain(..) {
-                descendants.end(ORPHAN_BOUND)?;
-            }
+            end(&mut orphans)?;
             agree(&containerd, &daemon)?;
             lock(&first)?.verify()?;
             lock(&second)?.verify()?;

@@ -23,6 +23,9 @@ use e2e::{
 };
 use rustix::process::Signal;
 
+/// How long the daemon waits for requests in flight unless it is told otherwise.
+const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A daemon whose builder writes its process number to a file, and then waits for another file.
 struct Slow<'h> {
     host: &'h Host,
@@ -93,20 +96,15 @@ fn ready_is_said_by_a_daemon_that_serves() {
 fn both_signals_end_it_in_order() {
     test(|host| {
         for signal in [Signal::TERM, Signal::INT] {
-            let mut daemon = Daemon::start(&Config::new(host, "daemon"))?;
+            let config = Config::new(host, "daemon").line("shutdown_timeout = 3600");
+            let mut daemon = Daemon::start(&config)?;
             // An idle connection, such as containerd keeps, holds up nothing.
             let snapshots = daemon.snapshots()?;
             snapshots.list(&[])?;
-            let start = Instant::now();
             daemon.signal(signal)?;
             daemon.notified("STOPPING=1", STOP_BOUND)?;
             let status = daemon.wait(STOP_BOUND)?;
             ensure!(status.success(), "{signal:?}: {status}");
-            ensure!(
-                start.elapsed() < Duration::from_secs(5),
-                "{signal:?}: {:?}",
-                start.elapsed()
-            );
             ensure!(
                 !daemon.config().address().exists(),
                 "{signal:?} left the socket"
@@ -164,11 +162,8 @@ fn a_request_that_takes_too_long_is_abandoned_without_a_trace() {
         let start = Instant::now();
         slow.daemon.signal(Signal::TERM)?;
         slow.daemon.wait(STOP_BOUND)?;
-        ensure!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
+        let taken = start.elapsed();
+        ensure!(taken < DEFAULT_SHUTDOWN_TIMEOUT, "{taken:?}");
         ensure!(prepare.answer().is_err());
         poll("the end of the builder", SETTLE, || {
             Ok(when(!is_alive(builder)))

@@ -1,6 +1,6 @@
 //! `nix-snapshotter preload`.
 
-use std::{fs, process::Command, thread, time::Duration};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use e2e::{
@@ -8,12 +8,12 @@ use e2e::{
     daemon::{Config, Daemon},
     host::{Host, test},
     node::{Node, build, reference},
-    process::{run, succeed},
+    process::{SETTLE, poll, run, succeed, when},
     snapshots::says,
 };
 use serde_json::json;
 
-fn preload(host: &Host, socket: &std::path::Path) -> Command {
+fn preload(host: &Host, socket: &Path) -> Command {
     let mut preload = Command::new(host.nix_snapshotter());
     preload
         .arg("preload")
@@ -87,6 +87,22 @@ fn what_cannot_be_loaded_does_not_keep_the_others_from_it() {
     });
 }
 
+/// Whether any process has a file open.
+fn is_open(file: &Path) -> Result<bool> {
+    let file = fs::canonicalize(file)?;
+    for entry in fs::read_dir("/proc")? {
+        // Others end while they are looked at, and not every entry is a process.
+        let Ok(open) = fs::read_dir(entry?.path().join("fd")) else {
+            continue;
+        };
+        let mut links = open.flatten().map(|link| fs::read_link(link.path()));
+        if links.any(|target| target.is_ok_and(|target| target == file)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 #[test]
 fn containerd_and_the_daemon_are_waited_for() {
     test(|host| {
@@ -103,6 +119,9 @@ fn containerd_and_the_daemon_are_waited_for() {
         early.args(["--namespace", node.namespace()]).arg(&archive);
         thread::scope(|scope| {
             let loading = scope.spawn(|| succeed(&mut early));
+            poll("the archive in use", SETTLE, || {
+                Ok(when(is_open(&archive)?))
+            })?;
             thread::sleep(Duration::from_secs(1));
             // It has been read, and is not unpacked again with each attempt.
             fs::remove_file(&archive)?;

@@ -89,14 +89,15 @@ fn what_is_no_registry_is_named() {
     test(|host| {
         let garbage = Answering::start(|_, _| Some(b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()))?;
         let silent = Answering::start(|_, _| None)?;
-        for (address, words) in [
-            (garbage.address(), "HTTP"),
-            (silent.address(), "no answer within 1 s"),
-            (free_address()?, "refused"),
+        let impatient = &["--timeout", "1"][..];
+        for (address, flags, words) in [
+            (garbage.address(), &[][..], "HTTP"),
+            (silent.address(), impatient, "no answer within 1 s"),
+            (free_address()?, &[], "refused"),
         ] {
             let archive = small(host, &at(address))?;
             let mut push = push(host);
-            push.args(["-q", "--timeout", "1"]).arg(&archive);
+            push.arg("-q").args(flags).arg(&archive);
             let said = run(&mut push)?.failure()?;
             says(
                 &said,

@@ -13,7 +13,8 @@ use e2e::{
     daemon::{Config, Daemon, Kept, STOP_BOUND},
     host::{Host, test, unique},
     image::{NIX_CLOSURE, NIX_STORE_PATH},
-    process::{Process, SETTLE, poll, succeed, when},
+    nix_daemon::NixDaemon,
+    process::{SETTLE, poll, succeed, when},
     snapshots::{Preparing, Snapshots, refused, says},
     store::{Store, collect_garbage},
 };
@@ -57,39 +58,41 @@ impl EndlessBuild {
         let label = path_label(0);
         let preparing = snapshots.begin_prepare("endless", "", &[(&*label, &*self.drv)]);
         poll("the builder", BUILD_BOUND, || {
-            Ok(when(!self.processes()?.is_empty()))
+            Ok(when(!processes(&[&self.seconds])?.is_empty()))
         })?;
         Ok(preparing)
     }
 
-    /// The numbers of the builder's processes, and of Nix's for it.
-    fn processes(&self) -> Result<Vec<u32>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc")? {
-            let Some(pid) = entry?
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line);
-            if line.contains(&self.seconds) || line.contains(&self.drv) {
-                found.push(pid);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Waits until neither a process nor anything of the snapshot is left.
+    /// Waits until neither a process of the builder's, or of Nix's for it, nor anything of the
+    /// snapshot is left.
     fn leaves_nothing(&self, daemon: &Daemon, before: &Kept) -> Result<()> {
+        let left = || processes(&[&self.seconds, &self.drv]);
         poll("the end of the builder", SETTLE, || {
-            Ok(when(self.processes()?.is_empty()))
+            Ok(when(left()?.is_empty()))
         })
-        .with_context(|| format!("{:?} are left", self.processes()))?;
+        .with_context(|| format!("{:?} are left", left()))?;
         daemon.keeps_only(before)
     }
+}
+
+/// The numbers of the processes that have one of these on their command lines.
+fn processes(words: &[&str]) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if words.iter().any(|word| line.contains(word)) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
 }
 
 fn path_label(number: usize) -> String {
@@ -118,15 +121,8 @@ fn nix_and_its_builders_end_with_the_call() {
 #[test]
 fn builders_of_a_nix_daemon_end_with_the_call() {
     test(|host| {
-        let socket = host.dir().join("nix-daemon");
-        let mut command = Command::new("nix-daemon");
-        command.env("NIX_DAEMON_SOCKET_PATH", &socket);
-        let _nix_daemon = Process::spawn("nix-daemon", &mut command, &host.dir().join("nix-log"))?;
-        poll("nix-daemon", BUILD_BOUND, || Ok(when(socket.exists())))?;
-        let config = Config::new(host, "daemon")
-            .environment("NIX_REMOTE", "daemon")
-            .environment("NIX_DAEMON_SOCKET_PATH", &socket);
-        hang_up_on_a_build(host, &config)
+        let nix_daemon = NixDaemon::start(host, [])?;
+        hang_up_on_a_build(host, &nix_daemon.client(Config::new(host, "daemon")))
     });
 }
 
@@ -239,6 +235,7 @@ fn what_waits_for_its_turn_can_hang_up_and_holds_up_nothing_that_is_present() {
         );
         ensure!(fetches(host) == 1);
         second.abandon();
+        logs(&daemon, "the client has hung up", 1)?;
         first.abandon();
         snapshots.remove("present")?;
         snapshots.cleanup()?;

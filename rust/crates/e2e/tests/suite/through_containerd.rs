@@ -11,7 +11,6 @@ use e2e::{
     image::{Image, Layer, NIX_STORE_PATH, SNAPSHOT_REF},
     mounting::Mounted,
     node::{BUSYBOX, Node, busybox_image, busybox_layer, reference},
-    process::succeed,
     snapshots::{Info, Kind, Snapshots, refused, upper},
     store::Store,
     transfer,
@@ -173,10 +172,8 @@ fn an_image_is_pulled_in_two_namespaces() {
         kept([4, 4])?;
 
         let run = |namespace: &str, image: &str| -> Result<()> {
-            // Of two namespaces, ctr takes the last.
-            let mut ctr = containerd.ctr(&["--namespace", namespace, "run", "--rm"]);
-            ctr.args(["--snapshotter", NIX, image, "once", BUSYBOX, "cat"]);
-            let printed = succeed(ctr.arg(object.path()))?;
+            let read = [BUSYBOX, "cat", object.path()];
+            let printed = containerd.run_in(namespace, NIX, image, &read)?.success()?;
             ensure!(printed == "content\n", "{namespace}: {printed:?}");
             Ok(())
         };

@@ -107,10 +107,7 @@ impl Puller {
             if imported.is_err() && made_root {
                 this.give_up(&name.archive).await;
             }
-            let id = imported?;
-            let image = name.reference.to_string();
-            unless(&cancel, this.containerd.wait_for_image(&image, &id)).await?;
-            Ok(id)
+            imported
         };
         tokio::spawn(pull.in_current_span()).await?
     }
@@ -222,7 +219,7 @@ impl Puller {
         spawn_blocking(move || call.in_scope(open)).await?
     }
 
-    /// Imports the image, unless it is there already.
+    /// Imports the image, unless it is there already, and waits until the CRI knows it.
     async fn import_in_turn(
         &self,
         name: &NixReference,
@@ -238,6 +235,8 @@ impl Puller {
             return Ok(id);
         }
         self.import(opened, cancel.clone()).await?;
+        // Still in turn: whoever comes next finds the image there.
+        unless(cancel, self.containerd.wait_for_image(&image, &id)).await?;
         info!(image, id, "imported");
         Ok(id)
     }

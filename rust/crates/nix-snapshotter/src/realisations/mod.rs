@@ -25,6 +25,7 @@ mod tests;
 use std::{
     cmp::Reverse,
     collections::HashMap,
+    future,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -45,8 +46,9 @@ pub(crate) use self::stats::RealisationStats;
 use self::stats::{Counted, Counters};
 use crate::error::Error;
 
-/// How long cancelled realisations are waited for when the daemon ends.
-const LAST_TASKS: Duration = Duration::from_secs(5);
+/// How long cancelled realisations are waited for when the daemon ends: longer than Nix may take,
+/// which gets 3 s after SIGTERM and as much after SIGKILL (`TERMINATION` in `nix_store`).
+const LAST_TASKS: Duration = Duration::from_secs(10);
 
 /// The id of a snapshot to be, and the closure that its GC roots hold.
 pub(crate) struct RealisedLayer {
@@ -301,12 +303,18 @@ impl Realisations {
         if present.unwrap_or(false) {
             return Ok(None);
         }
-        let _waiting = Counted::in_(&self.counters.waiting);
-        info!("waiting for a turn: `max_realisations` of them are under way");
+        let waiting = async {
+            let _waiting = Counted::in_(&self.counters.waiting);
+            info!("waiting for a turn: `max_realisations` of them are under way");
+            future::pending().await
+        };
         tokio::select! {
+            // No turn is for who is cancelled, and who counts as waiting is in the queue.
+            biased;
+            () = cancel.cancelled() => Err(nix_store::Error::Cancelled),
             // It is never closed.
             Ok(permit) = self.turns.acquire() => Ok(Some(permit)),
-            () = cancel.cancelled() => Err(nix_store::Error::Cancelled),
+            never = waiting => never,
         }
     }
 

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::{
-    Closure, Error, GcRoots, LayerClosure, StoreDir, StorePath,
+    Closure, Error, GcRoots, LayerClosure, StoreDir, StorePath, collector,
     nix_cli::{self, NIX_STORE},
     process::{self, Output, Stopped},
     store_path::shorten,
@@ -33,9 +33,8 @@ const MIN_PATHS_A_CALL: usize = 250;
 /// How often a layer is realised anew because the collector has taken a path of it meanwhile.
 ///
 /// One that is running may have chosen a path for deletion before Nix finds it valid and
-/// roots it: up to 2.34 at least, it looks for new temporary roots only when it first
-/// visits a path (`libstore/gc.cc`). Asked again, Nix fetches the path, and that run
-/// leaves it alone: it has dealt with it.
+/// roots it (see [`collector`]). Asked again, Nix fetches the path, and that run leaves it
+/// alone: it has dealt with it.
 const REPETITIONS: usize = 3;
 
 /// How a [`Realiser`] is to work.
@@ -158,6 +157,10 @@ impl Realiser {
             closure = union(closure, listed)?;
         }
         realisation.paths(&unlinked).await?;
+        tokio::select! {
+            () = collector::passes() => {}
+            () = cancel.cancelled() => return Err(Error::Cancelled),
+        }
         let fetched =
             self.fetched_since(began, closure.paths().iter().chain(&layer.closure_info))?;
         info!(
@@ -283,10 +286,7 @@ impl Realisation<'_> {
         }
         let subject = std::slice::from_ref(path);
         let before = changed(path.as_path()).ok();
-        let realise = async {
-            self.run(&mut nix_cli::realise(subject, &link), subject)
-                .await
-        };
+        let realise = self.provide(subject, &link);
         // The references of a store object never change, so that it need not be realised first
         // to ask for them. What counts is that it is the same object afterwards: had it been
         // deleted and fetched anew, it would have been changed since.
@@ -340,12 +340,26 @@ impl Realisation<'_> {
             .collect();
         for calls in calls.chunks(at_once) {
             let calls = calls.iter().map(|&(number, paths)| async move {
-                let mut command = nix_cli::realise(paths, &self.roots.paths_link(number));
-                self.run(&mut command, paths).await
+                let link = self.roots.paths_link(number);
+                self.provide(paths, &link).await
             });
             try_join_all(calls).await?;
         }
         Ok(())
+    }
+
+    /// Has Nix provide these paths in one call, with their roots at `link` and beside it.
+    async fn provide(&self, paths: &[StorePath], link: &Path) -> Result<(), Error> {
+        let present: Vec<_> = paths.iter().filter(|path| path.exists()).collect();
+        match self.run(&mut nix_cli::realise(paths, link), paths).await {
+            // Nix looks for a path twice, and the collector may come in between.
+            Err(error @ Error::Failed { .. }) => {
+                collector::passes().await;
+                let gone = present.into_iter().find(|path| !path.exists());
+                Err(gone.map_or(error, |path| not_realised(self.options, path)))
+            }
+            done => done.map(drop),
+        }
     }
 
     /// Has the builder provide a path, and sees to it that `link` is its root.

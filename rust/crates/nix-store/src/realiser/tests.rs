@@ -1,21 +1,27 @@
-use std::os::unix::fs::PermissionsExt;
-
 use super::*;
 
 const A: &str = "8kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-a";
 const B: &str = "9kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-b";
 const C: &str = "7kvxqpfz1mvwb4f4y0sq5ig3qx3pnqxr-c";
 
+/// How long anything may take that is certain to happen.
+const BOUND: Duration = Duration::from_secs(60);
+
 struct Store {
     dir: tempfile::TempDir,
     store_dir: StoreDir,
+    timeout: Duration,
 }
 
 impl Store {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store_dir = StoreDir::new(dir.path().to_str().unwrap()).unwrap();
-        Self { dir, store_dir }
+        Self {
+            dir,
+            store_dir,
+            timeout: BOUND,
+        }
     }
 
     fn path(&self, base: &str) -> StorePath {
@@ -26,12 +32,17 @@ impl Store {
 
     fn realiser(&self, builder: &str) -> Realiser {
         let program = self.dir.path().join("builder");
-        fs::write(&program, format!("#!/bin/sh\n{builder}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = self.dir.path().join("builder.sh");
+        fs::write(&text, format!("#!/bin/sh\n{builder}\n")).unwrap();
+        // Made by another process: what this one has open for writing, a child of another test may
+        // inherit, and then it cannot be run (ETXTBSY).
+        let mut install = std::process::Command::new("install");
+        let installed = install.args(["-m", "755"]).args([&text, &program]).status();
+        assert!(installed.unwrap().success());
         Realiser::new(RealiserOptions {
             store_dir: self.store_dir.clone(),
             external_builder: Some(program),
-            timeout: Some(Duration::from_secs(1)),
+            timeout: Some(self.timeout),
         })
     }
 
@@ -104,16 +115,21 @@ async fn of_a_layer_in_both_formats_the_union_is_recorded() {
 
 #[tokio::test]
 async fn failures_say_what_failed_and_why() {
-    let store = Store::new();
+    let mut store = Store::new();
     let layer = LayerClosure {
         closure_info: None,
         paths: [store.path(A)].into_iter().collect(),
     };
-    for (builder, expected) in [
-        ("echo no such luck >&2; exit 4", "no such luck"),
-        ("sleep 100", "did not end within 1 s"),
-        ("exit 0", "does not exist"),
+    for (builder, timeout, expected) in [
+        ("echo no such luck >&2; exit 4", BOUND, "no such luck"),
+        (
+            "sleep 100",
+            Duration::from_secs(1),
+            "did not end within 1 s",
+        ),
+        ("exit 0", BOUND, "does not exist"),
     ] {
+        store.timeout = timeout;
         let (realised, _) = store.realise(builder, &layer).await;
         let message = realised.unwrap_err().to_string();
         assert!(

@@ -95,11 +95,16 @@ fn a_redis_pod_runs_from_its_store_path_and_answers_on_its_port() {
             ping(&format!("127.0.0.1:{HOST_PORT}")).context("through the port of the host")?;
             let cli = format!("{}/bin/redis-cli", host.fixture("redis")?);
             ensure!(pod.exec(&container, &[&cli, "ping"])? == "PONG\n");
-            let mut log = String::new();
-            for file in fs::read_dir(&logs)? {
-                log += &fs::read_to_string(file?.path())?;
-            }
-            ensure!(log.contains("Ready to accept connections"), "{log}");
+            // What redis says is copied there meanwhile.
+            let log = || -> Result<String> {
+                let files = fs::read_dir(&logs)?;
+                let texts = files.map(|file| Ok(fs::read_to_string(file?.path())?));
+                texts.collect()
+            };
+            poll("the log", SETTLE, || {
+                Ok(when(log()?.contains("Ready to accept connections")))
+            })
+            .with_context(|| format!("{:?}", log()))?;
 
             pod.remove_container(&container)?;
             pod.remove()?;

@@ -7,6 +7,7 @@ use e2e::{
     containerd::NIX,
     daemon,
     host::test,
+    node::reference,
     process::{SETTLE, poll, when},
     store::{Object, evict},
 };
@@ -57,6 +58,9 @@ fn roots_follow_the_images_whoever_removes_them_and_whoever_is_down() {
 /// of gRPC takes by default.
 const MANY: u32 = 1_200;
 
+/// How long the CRI may take to hear of them.
+const MANY_BOUND: Duration = Duration::from_secs(120);
+
 #[test]
 fn roots_follow_the_images_however_many_there_are() {
     test(|host| {
@@ -64,6 +68,7 @@ fn roots_follow_the_images_however_many_there_are() {
         let pause = cluster.node.cri.images()?;
         let pause = pause.first().context("no image for pods")?;
         cluster.node.containerd.name_image_often(pause, MANY)?;
+        cluster.has_heard_of_names(pause)?;
         let archive = archive(host, &[])?;
         let id = cluster.images.pull(&image(&archive))?;
         ensure!(cluster.held()?.len() == 1);
@@ -76,14 +81,33 @@ fn roots_follow_the_images_however_many_there_are() {
 
 impl Cluster {
     /// Whether there is a root of an archive, and not only the place for one.
-    fn has_root(&self, archive: &Object) -> bool {
+    pub(super) fn has_root(&self, archive: &Object) -> bool {
         let name = archive.path().trim_start_matches("/nix/store/");
         let dir = self.node.daemon.config().root().join("images").join(name);
         fs::read_dir(dir).is_ok_and(|mut roots| roots.next().is_some())
     }
 
+    /// Waits until the CRI has heard of all names that images have got. It does not list those
+    /// without a tag, but hears of one after the other: `image` gets two more, with tags.
+    fn has_heard_of_names(&self, image: &str) -> Result<()> {
+        // It labels what others name, and hears of that as well, which may be behind the first.
+        for _ in 0..2 {
+            let last = reference("last");
+            self.node.containerd.name_image(image, &last)?;
+            poll("the last name", MANY_BOUND, || {
+                let is_known = self.node.cri.image_id(&last)?.is_some();
+                if !is_known {
+                    // It has enough to do.
+                    thread::sleep(Duration::from_millis(200));
+                }
+                Ok(when(is_known))
+            })?;
+        }
+        Ok(())
+    }
+
     /// How many lines of the log of the running daemon have all these words.
-    fn said(&self, words: &[&str]) -> usize {
+    pub(super) fn said(&self, words: &[&str]) -> usize {
         let log = self.node.daemon.log();
         let has = |line: &&str| words.iter().all(|word| line.contains(word));
         log.lines().filter(has).count()

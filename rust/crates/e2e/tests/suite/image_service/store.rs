@@ -10,7 +10,7 @@ use e2e::{
     host::{Host, test, unique},
     invariants,
     node::{busybox_image, reference},
-    process::{SETTLE, children, poll, succeed, when},
+    process::{SETTLE, poll, succeed, when},
     snapshots::says,
     store::{Object, Store, collect_garbage, evict},
 };
@@ -89,18 +89,20 @@ fn a_pull_that_nobody_waits_for_any_more_leaves_nothing() {
                 if archive_is_here {
                     bring(&cache, archive)?;
                 }
+                let was_brought = cache.take_requests(Part::Nars) > 0;
+                ensure!(was_brought == archive_is_here, "{was_brought}");
                 let slow = Fault::Slow {
                     bytes_per_second: 1000,
                 };
                 cache.fault(Part::Nars, Some(slow));
-                let given_up = cluster
-                    .images
-                    .pull_at_once(&[&image], Duration::from_millis(500));
-                ensure!(given_up.iter().all(Option::is_none), "{given_up:?}");
-                poll("the end of Nix", SETTLE, || {
-                    Ok(when(children(cluster.node.daemon.pid())?.is_empty()))
+                let given_up = cluster.images.begin_pull(&image);
+                if archive_is_here {
+                    poll("the root", PATIENCE, || Ok(when(cluster.has_root(archive))))?;
+                }
+                poll("the download", PATIENCE, || {
+                    Ok(when(cache.take_requests(Part::Nars) > 0))
                 })?;
-                ensure!(cache.take_requests(Part::Nars) > 0, "nothing was under way");
+                given_up.abandon()?;
                 cluster.keeps_nothing()?;
                 cache.fault(Part::Nars, None);
                 cluster.images.pull(&image)?;
@@ -153,23 +155,25 @@ fn who_goes_away_takes_nothing_from_who_waits_for_the_same() {
         let archive = &away(host, &cache, &closure)?[0];
         let cluster = start(host, &cache)?;
         let (images, image) = (&cluster.images, &*image(archive));
+        // The archive takes some seconds, and the second comes meanwhile.
         let slow = Fault::Slow {
-            bytes_per_second: 1_000_000,
+            bytes_per_second: 100_000,
         };
         cache.fault(Part::Nars, Some(slow));
-        let (first, second) = thread::scope(|scope| {
-            let first = scope.spawn(|| images.pull_at_once(&[image], Duration::from_millis(700)));
-            thread::sleep(Duration::from_millis(200));
-            let second = images.pull_at_once(&[image], PATIENCE);
-            (first.join(), second)
-        });
-        let first = first.ok().context("a panic")?;
-        ensure!(first.iter().all(Option::is_none), "{first:?}");
-        for pull in second {
-            pull.context("a pull that does not end")??;
-        }
+        let first = images.begin_pull(image);
+        let mut requests = 0;
+        poll("the download", PATIENCE, || {
+            requests += cache.take_requests(Part::Nars);
+            Ok(when(requests > 0))
+        })?;
+        let second = images.begin_pull(image);
+        let waits = "waiting for the realisation of this closure that is under way";
+        poll(waits, PATIENCE, || Ok(when(cluster.said(&[waits]) > 0)))?;
+        first.abandon()?;
+        cache.fault(Part::Nars, None);
+        second.answer(PATIENCE)?;
         // The archive, the program and its data, each once.
-        let requests = cache.take_requests(Part::Nars);
+        requests += cache.take_requests(Part::Nars);
         ensure!(requests == 3, "{requests} downloads");
         Ok(())
     });
