@@ -43,7 +43,7 @@ instance_boot() {
     instance_command "$net"
     setpriv --pdeathsig KILL "${command[@]}" </dev/null >"$log" 2>&1 &
     child=$!
-    until instance_first && [[ $(cat "/proc/$first/comm" 2>/dev/null) == systemd ]]; do
+    until instance_first && instance_is_in_its_scope; do
         kill -0 "$child" 2>/dev/null || die "systemd is not started: $(tail -n 3 "$log")"
         sleep 0.05
     done
@@ -57,6 +57,12 @@ instance_first() {
     first=$(<"/proc/$child/task/$child/children")
     first=${first% }
     [[ -n $first ]]
+} 2>/dev/null
+
+# Whether first is systemd and has moved itself to a group of its own: no process can join the one before, once that
+# hands on controllers (cgroups(7), "no internal processes").
+instance_is_in_its_scope() {
+    [[ $(<"/proc/$first/comm") == systemd ]] && grep --quiet '/init\.scope$' "/proc/$first/cgroup"
 } 2>/dev/null
 
 # instance_join PID COMMAND…: runs COMMAND in the instance that has PID, and returns its status.
