@@ -95,13 +95,24 @@ pub enum Error {
     /// Whoever wanted the store paths has gone away.
     #[error("the realisation was cancelled")]
     Cancelled,
-    /// The program reported success, and yet the store path is not there, or no longer valid.
+    /// The program reported success, and yet the store path is not there.
     #[error("{program} reported success, but {path} does not exist")]
     NotRealised {
         /// The program as it was called.
         program: String,
         /// The store path.
         path: StorePath,
+    },
+    /// Nix has failed for a store path that was there before, and is not any more.
+    #[error(
+        "{path} was deleted while it was being realised, as Nix's garbage collector does; try \
+         again when that has ended"
+    )]
+    Collected {
+        /// The store path.
+        path: StorePath,
+        /// What Nix says.
+        source: Box<Error>,
     },
     /// The builder has made another link than it was asked for.
     #[error(

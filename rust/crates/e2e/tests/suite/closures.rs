@@ -182,7 +182,7 @@ fn calls_do_not_wait_for_a_realisation() {
             Ok(when(!daemon.config().kept()?.gc_roots.is_empty()))
         })?;
 
-        // They would never be answered: only afterwards may the builder go on.
+        // One that waited would never be answered: the builder may go on only afterwards.
         snapshots.layer("base", "", &[])?;
         snapshots.prepare("active", "base", &[])?;
         snapshots.remove("active")?;

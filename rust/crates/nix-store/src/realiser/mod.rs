@@ -1,10 +1,10 @@
 //! Realisation: having Nix provide the store paths of a layer, under GC roots.
 
+mod sizes;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, HashSet},
     fs,
     io::{self, ErrorKind},
     num::NonZero,
@@ -125,7 +125,7 @@ impl Realiser {
     fn is_collected(&self, error: &Error) -> bool {
         let gone = matches!(
             error,
-            Error::NotRealised { .. } | Error::NoStorePaths { .. }
+            Error::NotRealised { .. } | Error::NoStorePaths { .. } | Error::Collected { .. }
         );
         gone && self.0.external_builder.is_none()
     }
@@ -157,10 +157,7 @@ impl Realiser {
             closure = union(closure, listed)?;
         }
         realisation.paths(&unlinked).await?;
-        tokio::select! {
-            () = collector::passes() => {}
-            () = cancel.cancelled() => return Err(Error::Cancelled),
-        }
+        realisation.collector_passes().await?;
         let fetched =
             self.fetched_since(began, closure.paths().iter().chain(&layer.closure_info))?;
         info!(
@@ -186,68 +183,6 @@ impl Realiser {
             }
         }
         Ok(fetched)
-    }
-
-    /// The NAR size of these paths, all together, in bytes; 0 with an external builder, which
-    /// cannot be asked.
-    ///
-    /// # Errors
-    /// Those of [`Realiser::nar_sizes`].
-    pub async fn nar_size(
-        &self,
-        paths: &[StorePath],
-        cancel: &CancellationToken,
-    ) -> Result<u64, Error> {
-        if self.0.external_builder.is_some() {
-            return Ok(0);
-        }
-        let sizes = self.nar_sizes(paths, cancel).await?;
-        Ok(sizes.into_values().fold(0, u64::saturating_add))
-    }
-
-    /// The NAR size of each of these paths in bytes, as Nix says it. A path that is not valid has
-    /// none, whether it is in the store or not, and is left out. An external builder is not asked.
-    ///
-    /// # Errors
-    /// What Nix says; [`Error::Sizes`], and [`Error::Cancelled`].
-    pub async fn nar_sizes(
-        &self,
-        paths: &[StorePath],
-        cancel: &CancellationToken,
-    ) -> Result<HashMap<StorePath, u64>, Error> {
-        let mut sizes = HashMap::with_capacity(paths.len());
-        for paths in nix_cli::calls(paths, 1) {
-            match self.sizes_of_valid(paths, cancel).await {
-                // One path that is not valid is enough for that.
-                Err(error @ Error::Failed { .. }) => {
-                    let valid = valid(&self.0, paths, cancel).await?;
-                    if valid.len() == paths.len() {
-                        return Err(error);
-                    }
-                    if !valid.is_empty() {
-                        sizes.extend(self.sizes_of_valid(&valid, cancel).await?);
-                    }
-                }
-                told => sizes.extend(told?),
-            }
-        }
-        Ok(sizes)
-    }
-
-    /// The sizes of valid paths, few enough for a call.
-    async fn sizes_of_valid(
-        &self,
-        paths: &[StorePath],
-        cancel: &CancellationToken,
-    ) -> Result<impl Iterator<Item = (StorePath, u64)>, Error> {
-        let output = run(&self.0, &mut nix_cli::sizes(paths), paths, cancel).await?;
-        let answer = String::from_utf8_lossy(&output.stdout);
-        let sizes = nix_cli::parse_sizes(&answer).filter(|sizes| sizes.len() == paths.len());
-        let sizes = sizes.ok_or_else(|| Error::Sizes {
-            program: name(Path::new(NIX_STORE)),
-            subject: describe(paths),
-        })?;
-        Ok(paths.iter().cloned().zip(sizes))
     }
 }
 
@@ -310,9 +245,9 @@ impl Realisation<'_> {
         let output = match self.run(&mut nix_cli::registration(path), subject).await {
             // The collector takes an object from the database before it deletes it.
             Err(error @ Error::Failed { .. }) => {
-                let valid = valid(self.options, subject, self.cancel).await?;
+                let valid = sizes::valid(self.options, subject, self.cancel).await?;
                 return Err(match valid.is_empty() {
-                    true => not_realised(self.options, path),
+                    true => collected(path, error),
                     false => error,
                 });
             }
@@ -354,11 +289,21 @@ impl Realisation<'_> {
         match self.run(&mut nix_cli::realise(paths, link), paths).await {
             // Nix looks for a path twice, and the collector may come in between.
             Err(error @ Error::Failed { .. }) => {
-                collector::passes().await;
-                let gone = present.into_iter().find(|path| !path.exists());
-                Err(gone.map_or(error, |path| not_realised(self.options, path)))
+                self.collector_passes().await?;
+                Err(match present.into_iter().find(|path| !path.exists()) {
+                    Some(path) => collected(path, error),
+                    None => error,
+                })
             }
             done => done.map(drop),
+        }
+    }
+
+    /// Waits for a collector that is at work, as long as somebody waits for this realisation.
+    async fn collector_passes(&self) -> Result<(), Error> {
+        tokio::select! {
+            () = collector::passes() => Ok(()),
+            () = self.cancel.cancelled() => Err(Error::Cancelled),
         }
     }
 
@@ -447,17 +392,11 @@ async fn run(
     }
 }
 
-/// Those of these paths, few enough for a call, that are valid.
-async fn valid(
-    options: &RealiserOptions,
-    paths: &[StorePath],
-    cancel: &CancellationToken,
-) -> Result<Vec<StorePath>, Error> {
-    let output = run(options, &mut nix_cli::invalid(paths), paths, cancel).await?;
-    let answer = String::from_utf8_lossy(&output.stdout);
-    let invalid: HashSet<_> = answer.lines().collect();
-    let is_valid = |path: &&StorePath| !invalid.contains(path.as_str());
-    Ok(paths.iter().filter(is_valid).cloned().collect())
+fn collected(path: &StorePath, source: Error) -> Error {
+    Error::Collected {
+        path: path.clone(),
+        source: Box::new(source),
+    }
 }
 
 fn not_realised(options: &RealiserOptions, path: &StorePath) -> Error {
